@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The one contract between the kernel half (bpf/) and the Python half
+ * (vdexdp/control/abi.py reads this file and derives its ctypes from it).
+ *
+ * Rules for editing, so that the small reader can follow:
+ *   - integers are __u8 __u16 __u32 __u64 and arrays of them; no pointers, no unions, no bit fields;
+ *   - padding is spelt out; every struct is naturally aligned and a multiple of its largest member;
+ *   - the comment behind an enumerator is its help text in metrics and in "vdexdp show";
+ *   - __be16 and __be32 are in network byte order, everything else in the host's.
+ *
+ * Theory.  A *switch* is a forwarding domain.  Its *ports* are either local (a netdev) or its one *tunnel*
+ * (a vxvde or vxlan network).  Every port, the tunnel too, has one index into `ports` and one slot of
+ * counters.  The FDB maps (switch, VLAN, MAC) to a port, and for a tunnel to the endpoint behind it.
+ *
+ * Nothing is ever walked to be forgotten.  An FDB entry keeps the sum of three generations, as they
+ * were when it was learnt: its switch's (flush), its port's (unplugged) and its endpoint's (goodbye).  Endpoints
+ * share GEN_SLOTS generation counters by hash: a collision makes the switch forget too much, which costs a flood, and never
+ * too little.  Age is compared at look-up.
+ */
+#ifndef VDEXDP_ABI_H
+#define VDEXDP_ABI_H
+
+#define ABI_VERSION 1
+
+#define MAX_PORTS 1024       /* port indices, 0 is never used */
+#define MAX_SWITCHES 512     /* switch ids, 0 is never used */
+#define MAX_MEMBERS 254      /* local ports of one switch */
+#define MAX_FDB 65536        /* FDB entries, all switches together */
+#define MAX_ENDPOINTS 4096   /* (address, UDP port, VNI) tuples we answer to */
+#define GEN_SLOTS 4096       /* endpoint generations; a power of two */
+#define MAX_TAGS 3           /* VLAN tags that encapsulation carries over from skb metadata */
+
+#define FRAME_MIN 14         /* an Ethernet header alone */
+#define FRAME_MAX 9234       /* 9216 + 14 + 4, as in the VDE family */
+#define VXLAN_FLAGS 0x08000000 /* first 32-bit word of a VXLAN header: only the I bit */
+#define FLOWLABEL_CAPABLE 0xde0d1 /* outer IPv6 flow label of a sender that accepts a zero UDP checksum */
+#define BOUNCE_TPID 0x88a8   /* frames that come back from the exception tap carry their port index in this tag */
+#define UPLINK_KEY 0x80000000 /* or-ed to the ifindex of an uplink in `ingress`, so that one device can be a port and an uplink */
+#define REFRESH_NS 500000000 /* an FDB entry's time is rewritten at most this often */
+
+enum switch_mode {
+	MODE_SWITCH = 1, /* learning switch */
+	MODE_HUB = 2, /* every frame to every other port */
+	MODE_CABLE = 3, /* exactly two ports, no learning */
+};
+
+enum port_kind {
+	PORT_NONE = 0, /* free index */
+	PORT_WIRE = 1, /* netdev:// a switch port: input at ingress, output by transmitting */
+	PORT_STACK = 2, /* tap:// the host's own stack: input at egress, output into ingress */
+	PORT_TUNNEL = 3, /* a vxvde or vxlan network */
+	PORT_UPLINK = 4, /* counters of an uplink device; not a member of any switch */
+};
+
+enum port_flag {
+	PORT_F_PEER = 1, /* output may use bpf_redirect_peer: a veth whose far end is in another namespace */
+	PORT_F_XDP_OUT = 2, /* the device takes frames from XDP_REDIRECT and a tx_ports entry exists */
+};
+
+enum tunnel_kind {
+	TUNNEL_VXVDE = 1, /* header exact, source port is identity, goodbye datagrams */
+	TUNNEL_VXLAN = 2, /* reserved bits ignored, replies go to the tunnel's own port */
+};
+
+enum tunnel_flag {
+	TUNNEL_F_V6 = 1, /* the underlay is IPv6 */
+	TUNNEL_F_LOCAL_PEERS = 2, /* nodes of this network live on this host: copy group traffic to the exception path */
+	TUNNEL_F_XDP_OUT = 4, /* the uplink takes frames from XDP_REDIRECT */
+};
+
+/* Indices of the per-path counters. */
+enum path {
+	PATH_TC = 0, /* tc program */
+	PATH_XDP = 1, /* XDP program */
+	PATH_EXCEPTION = 2, /* through the exception tap and a UDP socket */
+	PATH_MAX = 3,
+};
+
+enum drop_reason {
+	DROP_RUNT = 0, /* shorter than an Ethernet header */
+	DROP_TOO_BIG = 1, /* longer than the VDE family's largest frame */
+	DROP_NO_SWITCH = 2, /* the port belongs to no switch */
+	DROP_SAME_PORT = 3, /* the destination is behind the port the frame came from */
+	DROP_SPLIT_HORIZON = 4, /* from the tunnel, for the tunnel: the group has its own copy */
+	DROP_OWN_COPY = 5, /* our own multicast came back */
+	DROP_BAD_HEADER = 6, /* malformed outer or tunnel header on one of our endpoints */
+	DROP_TAGS = 7, /* more VLAN tags than can be carried over */
+	DROP_NO_ROOM = 8, /* the kernel refused to make or remove room for the outer headers */
+	DROP_NO_ROUTE = 9, /* no route or next hop towards the endpoint */
+	DROP_NO_PORTS = 10, /* nobody else is plugged into the switch */
+	DROP_PORT_DOWN = 11, /* the destination device is gone or refuses frames */
+	DROP_BAD_BOUNCE = 12, /* a frame on the exception tap that nobody sent there */
+	DROP_REDIRECT = 13, /* the kernel refused a redirect or a copy */
+	DROP_MAX = 16,
+};
+
+/* Why a frame took the exception path. */
+enum exception_reason {
+	EXC_MTU = 0, /* encapsulated, it exceeds the uplink's MTU and has to be fragmented */
+	EXC_LOCAL = 1, /* the endpoint, or a member of the group, is on this host */
+	EXC_CSUM6 = 2, /* a super-packet for an IPv6 endpoint that wants outer UDP checksums */
+	EXC_NESTED = 3, /* the frame is already an encapsulated super-packet and must be segmented first */
+	EXC_INPUT = 4, /* came in through a UDP socket: fragments, or a node on this host */
+	EXC_MAX = 8,
+};
+
+enum event {
+	EV_LEARN = 0, /* a new FDB entry */
+	EV_MOVE = 1, /* a MAC changed port or endpoint */
+	EV_LIMITED = 2, /* not learnt: the port has used up its share of new entries */
+	EV_FLOOD = 3, /* broadcast, multicast or unknown destination */
+	EV_EXPIRED = 4, /* looked up, found too old */
+	EV_GOODBYE = 5, /* a peer said it leaves */
+	EV_PASS = 6, /* an XDP program left the frame to the tc program of the same device */
+	EV_GROUPED = 7, /* unicast sent to the group as the next hop was not resolved yet */
+	EV_MAX = 8,
+};
+
+struct fdb_key {
+	__u32 switch_id;
+	__u16 vlan; /* VID of the outermost tag, 0 without */
+	__u8 mac[6];
+};
+
+/* FDB entry flags */
+enum fdb_flag {
+	FDB_F_STATIC = 1, /* set by the user: never ages, never moves */
+	FDB_F_ZERO_CSUM = 2, /* the endpoint accepts a zero UDP checksum over IPv6 */
+	FDB_F_LOCAL = 4, /* the endpoint's address is one of this host's */
+};
+
+struct fdb_entry {
+	__u64 last_seen; /* ns, CLOCK_MONOTONIC */
+	__u32 generation;
+	__u16 port;
+	__u8 flags;
+	__u8 pad;
+	__u32 addr[4]; /* endpoint, network byte order; IPv4 in addr[3], the rest as in ::ffff:0:0/96 */
+	__be16 udp_port;
+	__u16 pad2[3];
+};
+
+struct switch_info {
+	__u64 expiry; /* ns */
+	__u32 generation;
+	__u16 mode;
+	__u16 tunnel; /* port index of the tunnel, 0 without */
+	__u16 members; /* how many of member[] are valid */
+	__u16 member[255]; /* local ports */
+};
+
+struct port_info {
+	__u32 ifindex;
+	__u32 generation;
+	__u32 learn_limit; /* new FDB entries per expiry time; 0 = no limit */
+	__u32 mtu; /* largest frame in bytes, Ethernet header included, that the device takes; 0 = not checked */
+	__u16 switch_id;
+	__u8 kind;
+	__u8 flags;
+	__u32 pad;
+	__u64 window_start; /* ns; the learning window that `learnt` counts in, written by the programs */
+	__u32 learnt;
+	__u32 pad2;
+};
+
+/* What encapsulation needs, at the tunnel's port index in `tunnels`. */
+struct tunnel_info {
+	__u32 local[4]; /* our address, as in fdb_entry.addr */
+	__u32 group[4];
+	__u32 uplink; /* ifindex */
+	__u32 exception; /* ifindex of the exception tap */
+	__u32 mtu; /* of the uplink, bytes of outer IP packet */
+	__u32 vni;
+	__be16 src_port; /* our UDP port */
+	__be16 group_port;
+	__u8 uplink_mac[6];
+	__u8 group_mac[6];
+	__u8 kind;
+	__u8 flags;
+	__u8 ttl; /* of group traffic */
+	__u8 pad[5];
+};
+
+struct endpoint_key {
+	__u32 addr[4]; /* destination of the outer packet: one of ours, or a group */
+	__u32 uplink; /* ifindex */
+	__u32 vni;
+	__be16 udp_port;
+	__u16 pad;
+};
+
+struct counters {
+	__u64 rx_frames[3]; /* by path: from the port into the switch */
+	__u64 rx_bytes[3];
+	__u64 tx_frames[3]; /* by path: from the switch out of the port */
+	__u64 tx_bytes[3];
+	__u64 drops[16];
+	__u64 exceptions[8];
+	__u64 events[8];
+};
+
+/*
+ * Maps: M(name, type, key type, value type, entries, flags).  This table is the only place that knows them.
+ * counters and ports are indexed by port index; tunnels by the tunnel's port index.
+ */
+#define VDEXDP_MAPS(M) \
+	M(fdb, LRU_HASH, struct fdb_key, struct fdb_entry, MAX_FDB, 0) \
+	M(ingress, HASH, __u32, __u32, MAX_PORTS, 0) \
+	M(ports, ARRAY, __u32, struct port_info, MAX_PORTS, 0) \
+	M(switches, ARRAY, __u32, struct switch_info, MAX_SWITCHES, 0) \
+	M(tunnels, ARRAY, __u32, struct tunnel_info, MAX_PORTS, 0) \
+	M(endpoints, HASH, struct endpoint_key, __u32, MAX_ENDPOINTS, 0) \
+	M(generations, ARRAY, __u32, __u32, GEN_SLOTS, 0) \
+	M(counters, PERCPU_ARRAY, __u32, struct counters, MAX_PORTS, 0) \
+	M(tx_ports, DEVMAP, __u32, __u32, MAX_PORTS, 0)
+
+#endif

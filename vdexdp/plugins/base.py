@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The plugin interface: what a scheme has to say and do.
+
+A scheme is one :class:`Plugin`.  It does three things, each useful alone:
+
+* ``parse`` turns the text behind ``scheme://`` into a frozen *spec*, without touching the system;
+* ``open`` turns a spec into a :class:`Stream`: frames in and out in this process, with no more privilege than the scheme itself
+  needs.  A scheme that has only this is complete;
+* ``kernel_end`` may describe the same end as data (:class:`Netdev`, :class:`Tunnel`), from which the daemon
+  builds the kernel path.  Where there is none it says why, and ``vdexdp explain`` repeats that.
+
+Frames travel in :class:`Batch` objects: up to ``BATCH`` frames received with one wake-up.  Ethernet frames are bytes
+as on the wire, from the destination MAC on, without FCS.
+
+Flow control.  ``Stream.send`` takes frames from the front of a batch and says how many it took.  Ends that are allowed to
+lose frames (sockets, taps) take everything and count what the receiver had no room for in ``drops``.  Byte streams, where a
+half-written frame can't be taken back, stop when they are full; the pump then stops reading the other end until the stream's ``writer`` is
+writable again.  Each direction is independent, so two saturated ends never wait for one another.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+FRAME_MIN = 14
+"""Bytes of an Ethernet header; anything shorter is dropped silently, as everywhere in the VDE family."""
+
+FRAME_MAX = 9216 + 14 + 4
+"""Largest frame in bytes: a jumbo payload, an Ethernet header and one VLAN tag."""
+
+BATCH = 64
+"""Frames handled per wake-up."""
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
+class Netdev:
+    """A network interface as a kernel port.
+
+    ``side`` is "stack" where the peer is the host's own protocol stack behind the interface (``tap://``: input at the interface's
+    tc egress), "wire" where the interface itself is the switch port (``netdev://``: input at its ingress).
+    ``create`` asks the caller to open the interface through /dev/net/tun and keep the descriptor for as long as it is plugged.
+    """
+
+    name: str
+    side: Literal["stack", "wire"]
+    create: Literal["", "tap"] = ""
+    hook: Literal["auto", "tc", "xdp"] = "auto"
+    learn_limit: int = 4096  # new FDB entries per expiry time; 0 = no limit
+    vlan: VlanPolicy | None = None
+
+
+@dataclass(frozen=True)
+class VlanPolicy:
+    """What a kernel port does to 802.1Q tags (reserved for ``vlan://``)."""
+
+    untagged: int | None = None
+    tags: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Tunnel:
+    """A vxvde or vxlan network as a kernel port.
+
+    ``group`` is a multicast address in text, ``family`` 4 or 6, ``port`` the group's UDP port, ``vni`` 24 bits, ``ttl`` of group
+    traffic, ``device`` the uplink's name or "" for the route towards the group, ``rcvbuf`` bytes or 0 for the default,
+    ``expiry`` seconds.
+    """
+
+    kind: Literal["vxvde", "vxlan"]
+    group: str
+    family: Literal[4, 6]
+    port: int
+    vni: int
+    ttl: int = 1
+    device: str = ""
+    rcvbuf: int = 0
+    expiry: int = 128
+    bind: str = ""
+
+
+KernelEnd = Netdev | Tunnel
+
+
+@dataclass(frozen=True)
+class NoKernelEnd:
+    """This end has no kernel path; ``reason`` completes the sentence "runs in userspace: …"."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Option:
+    """One ``key=value`` or flag of a scheme, for parsing, ``--help`` and docs/vnl.md.
+
+    ``default`` is what is shown, not what is used.  Order matters: keys match by prefix, the first entry wins.
+    """
+
+    key: str
+    help: str
+    default: str = ""
+    flag: bool = False
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A VNL body after the grammar of its scheme, unquoted: the address, and options by full key, the last repetition winning."""
+
+    address: str
+    options: dict[str, str] = field(default_factory=dict)
+    nested: str | None = None  # the inner VNL of a nested grammar, still quoted
+
+
+@dataclass(frozen=True)
+class OpenContext:
+    """What the command line says to every end: stock vde_plug's -d, -p, -g, -m and so on.  ``None`` is "not given"."""
+
+    description: str = "vdexdp"
+    port: int | None = None
+    group: str | None = None
+    mode: int | None = None
+    verbose: bool = False
+
+
+class Batch:
+    """Up to ``BATCH`` frames over one preallocated buffer.
+
+    Iterating gives a :class:`memoryview` per frame, valid until the next ``clear``.  ``recvmmsg`` users fill the rows of ``buffer``
+    directly and then set ``lengths`` and ``count``; everyone else appends.
+    """
+
+    __slots__ = ("buffer", "count", "lengths", "rows", "view")
+
+    ROW = 9344  # FRAME_MAX rounded up to a multiple of 64, so that rows start on cache lines
+
+    def __init__(self) -> None:
+        self.buffer = bytearray(BATCH * self.ROW)
+        self.view = memoryview(self.buffer)
+        self.rows = [self.view[i * self.ROW : (i + 1) * self.ROW] for i in range(BATCH)]
+        self.lengths = [0] * BATCH
+        self.count = 0
+
+    def clear(self) -> None:
+        self.count = 0
+
+    @property
+    def full(self) -> bool:
+        return self.count >= BATCH
+
+    def append(self, frame: Buffer) -> None:
+        """Copy one frame in.  The caller looks at ``full`` first; frames over ``ROW`` bytes are cut by nobody: they raise ValueError."""
+        size = len(frame)
+        self.rows[self.count][:size] = frame
+        self.lengths[self.count] = size
+        self.count += 1
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> memoryview:
+        return self.rows[index][: self.lengths[index]]
+
+    def __iter__(self) -> Iterable[memoryview]:  # type: ignore[override]
+        for index in range(self.count):
+            yield self.rows[index][: self.lengths[index]]
+
+
+class Stream(ABC):
+    """A plug end in userspace.  All descriptors are non-blocking; no method waits."""
+
+    def __init__(self) -> None:
+        self.drops: Counter[str] = Counter()
+        """Frames lost at this end, by reason ("full", "runt", "too-big", …)."""
+
+    @abstractmethod
+    def readers(self) -> Sequence[int]:
+        """Descriptors to poll for input; any of them readable (or hung up) means: call ``recv``.  May change between calls."""
+
+    def writer(self) -> int | None:
+        """The descriptor to poll for output when ``send`` took less than it was given."""
+        return None
+
+    def timeout(self) -> float | None:
+        """Seconds until ``recv`` wants to be called even without input; None for never."""
+        return None
+
+    @abstractmethod
+    def recv(self, batch: Batch) -> None:
+        """Append what is there, at most until ``batch.full``.  Nothing there is not an error.
+
+        Raises HangUp when the peer is gone for good, HostError when the system failed.
+        """
+
+    @abstractmethod
+    def send(self, batch: Batch, start: int = 0) -> int:
+        """Take frames from ``start`` on; return how many were taken (sent, or dropped and counted in ``drops``)."""
+
+    def flush(self) -> None:
+        """Push out what ``send`` took but could not write yet.  Called when ``writer`` is writable."""
+
+    def fault(self) -> str:
+        """What is wrong with the end just now, for ``show``; "" when all is well."""
+        return ""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release everything; idempotent."""
+
+
+class Plugin(ABC):
+    """One scheme.  Instances hold no state; third parties register the class under the entry point group ``vdexdp.plugins``."""
+
+    scheme: ClassVar[str]
+    grammar: ClassVar[Literal["slash", "bracket", "nested", "raw"]]
+    summary: ClassVar[str]
+    address: ClassVar[str] = ""
+    """What stands behind ``://`` in one or two words, for help texts."""
+    example: ClassVar[str] = ""
+    options: ClassVar[tuple[Option, ...]] = ()
+
+    @abstractmethod
+    def parse(self, parsed: Parsed) -> Any:
+        """A frozen, comparable spec.  Touches nothing.  Raises VnlError."""
+
+    @abstractmethod
+    def open(self, spec: Any, context: OpenContext) -> Stream:
+        """The userspace end.  Raises HostError."""
+
+    def kernel_end(self, spec: Any) -> KernelEnd | NoKernelEnd:
+        """The kernel's view of the same end, as data; may look at the system, never changes it."""
+        return NoKernelEnd("the scheme has no kernel path")
