@@ -23,8 +23,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
+
+from vdexdp.vnl import Option as Option
+from vdexdp.vnl import Parsed as Parsed
 
 FRAME_MIN = 14
 """Bytes of an Ethernet header; anything shorter is dropped silently, as everywhere in the VDE family."""
@@ -92,28 +95,6 @@ class NoKernelEnd:
     """This end has no kernel path; ``reason`` completes the sentence "runs in userspace: …"."""
 
     reason: str
-
-
-@dataclass(frozen=True)
-class Option:
-    """One ``key=value`` or flag of a scheme, for parsing, ``--help`` and docs/vnl.md.
-
-    ``default`` is what is shown, not what is used.  Order matters: keys match by prefix, the first entry wins.
-    """
-
-    key: str
-    help: str
-    default: str = ""
-    flag: bool = False
-
-
-@dataclass(frozen=True)
-class Parsed:
-    """A VNL body after the grammar of its scheme, unquoted: the address, and options by full key, the last repetition winning."""
-
-    address: str
-    options: dict[str, str] = field(default_factory=dict)
-    nested: str | None = None  # the inner VNL of a nested grammar, still quoted
 
 
 @dataclass(frozen=True)
