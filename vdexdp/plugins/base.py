@@ -26,8 +26,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from vdexdp.vnl import Option as Option
-from vdexdp.vnl import Parsed as Parsed
+from vdexdp.vnl import Grammar, Option, Parsed
+
+__all__ = [
+    "BATCH",
+    "FRAME_MAX",
+    "FRAME_MIN",
+    "Batch",
+    "Buffer",
+    "Grammar",
+    "KernelEnd",
+    "Netdev",
+    "NoKernelEnd",
+    "OpenContext",
+    "Option",
+    "Parsed",
+    "Plugin",
+    "Stream",
+    "Tunnel",
+    "VlanPolicy",
+]
 
 FRAME_MIN = 14
 """Bytes of an Ethernet header; anything shorter is dropped silently, as everywhere in the VDE family."""
@@ -146,7 +164,7 @@ class Batch:
     def __getitem__(self, index: int) -> memoryview:
         return self.rows[index][: self.lengths[index]]
 
-    def __iter__(self) -> Iterable[memoryview]:  # type: ignore[override]
+    def __iter__(self) -> Iterable[memoryview]:
         for index in range(self.count):
             yield self.rows[index][: self.lengths[index]]
 
@@ -163,7 +181,10 @@ class Stream(ABC):
         """Descriptors to poll for input; any of them readable (or hung up) means: call ``recv``.  May change between calls."""
 
     def writer(self) -> int | None:
-        """The descriptor to poll for output when ``send`` took less than it was given."""
+        """The descriptor to poll for output while something waits to be written, else None.
+
+        That is the case after ``send`` took less than it was given, or took a frame that it could not write completely.
+        """
         return None
 
     def timeout(self) -> float | None:
@@ -197,7 +218,7 @@ class Plugin(ABC):
     """One scheme.  Instances hold no state; third parties register the class under the entry point group ``vdexdp.plugins``."""
 
     scheme: ClassVar[str]
-    grammar: ClassVar[Literal["slash", "bracket", "nested", "raw"]]
+    grammar: ClassVar[Grammar]
     summary: ClassVar[str]
     address: ClassVar[str] = ""
     """What stands behind ``://`` in one or two words, for help texts."""

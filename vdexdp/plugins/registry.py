@@ -2,21 +2,20 @@
 """From a VNL to its plugin.
 
 A scheme is looked for in three places, the cheapest first: the built-in table (its module is imported when the scheme
-is first used, never before), the entry points ``vdexdp.plugins`` of installed packages (name = scheme, value = the plugin class), and
-stock libvdeplug's C modules (``libvdeplug_SCHEME.so``).  The foreground ``vde_plug`` thus imports two plugin modules and
-scans neither the installed packages nor the library directories unless a scheme asks for it.
+is first used, never before), the entry points ``vdexdp.plugins`` of installed packages (name = scheme, value = the
+plugin class), and stock libvdeplug's C modules (``libvdeplug_SCHEME.so``).  The foreground ``vde_plug`` thus imports two
+plugin modules, and scans neither the installed packages nor the library directories unless a scheme asks for it.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from vdexdp import vnl as vnl_grammar
 from vdexdp.errors import HostError, VdexdpError, VnlError
 from vdexdp.plugins.base import KernelEnd, NoKernelEnd, OpenContext, Plugin, Stream
+from vdexdp.vnl import parse_body, resolve, split, suggest
 
 ENTRY_POINTS = "vdexdp.plugins"
 
@@ -79,26 +78,26 @@ def get(scheme: str) -> Plugin:
     if plugin is None:
         plugin = _builtin(scheme) or _entry_point(scheme) or _c_module(scheme)
         if plugin is None:
-            raise VnlError(f"{scheme}://", "unknown scheme", _suggestion(scheme))
+            raise VnlError(f"{scheme}://", "unknown scheme", suggest(scheme, schemes()))
         _plugins[scheme] = plugin
     return plugin
 
 
 def schemes() -> tuple[str, ...]:
-    """The schemes known by name: built in, then those of installed packages.  C modules are found by asking for them."""
+    """The schemes known by name: built in, then those of installed packages.  A C module is found by asking for it."""
     third_party = sorted({point.name for point in _entry_points()} - BUILTIN.keys())
     return (*BUILTIN, *third_party)
 
 
 def parse(vnl: str) -> End:
-    """Parse a VNL completely.  Touches nothing but the files that the VNL grammar itself refers to.  Raises VnlError."""
-    if vnl == STDIO:
-        scheme, body = "stream", ""
-    else:
-        scheme, body = vnl_grammar.split(vnl)
+    """Parse a VNL completely; ``-`` is the vdestream on stdin and stdout.
+
+    Reads at most the file that the VNL itself names, changes nothing.  Raises VnlError, and HostError where that file
+    can't be read.
+    """
+    scheme, body = split("stream://" if vnl == STDIO else resolve(vnl))
     plugin = get(scheme)
-    parsed = vnl_grammar.parse(body, plugin.grammar, plugin.options, subject=vnl)
-    return End(vnl, plugin, plugin.parse(parsed))
+    return End(vnl, plugin, plugin.parse(parse_body(body, plugin.grammar, plugin.options, scheme)))
 
 
 def open_stream(end: End, context: OpenContext | None = None) -> Stream:
@@ -130,9 +129,9 @@ def _entry_point(scheme: str) -> Plugin | None:
 
 
 def _c_module(scheme: str) -> Plugin | None:
-    from vdexdp.plugins import cmodule
+    from vdexdp.plugins.cmodule import find
 
-    return cmodule.find(scheme)
+    return find(scheme)
 
 
 def _load(scheme: str, target: str) -> Plugin:
@@ -144,11 +143,3 @@ def _load(scheme: str, target: str) -> Plugin:
     if not isinstance(plugin, Plugin):
         raise HostError(f"{scheme}://", f"{target} is not a vdexdp.plugins.base.Plugin")
     return plugin
-
-
-def _suggestion(scheme: str) -> str:
-    known = schemes()
-    close = difflib.get_close_matches(scheme, known, n=1)
-    if close:
-        return f'did you mean "{close[0]}://"?'
-    return f"known schemes: {' '.join(known)}"
