@@ -119,9 +119,9 @@ def _default_file() -> str:
     return next((path for path in candidates if os.path.lexists(path)), "")
 
 
-def parse_body(body: str, grammar: Grammar, options: Sequence[Option] = (), *, subject: str = "") -> Parsed:
-    """Take ``body`` apart.  ``subject`` is the VNL as the user wrote it, for messages.  Raises VnlError."""
-    vnl = subject or body
+def parse_body(body: str, grammar: Grammar, options: Sequence[Option] = (), scheme: str = "") -> Parsed:
+    """Take ``body`` apart by ``grammar``.  ``scheme`` is only for messages.  Raises VnlError."""
+    vnl = f"{scheme}://{body}" if scheme else body
     data = os.fsencode(body)
     if grammar == "raw":
         return Parsed(body, vnl=vnl)
