@@ -124,6 +124,41 @@ class Vector:
         return column
 
 
+def receive(fd: int, vector: Vector, first: int = 0) -> int:
+    """Fill messages of ``vector`` from ``first`` on without waiting; return how many came.  Raises OSError."""
+    count: int = _recvmmsg(fd, vector.message(first), BATCH - first, _MSG_DONTWAIT, None)
+    if count > 0:
+        return count
+    code = ctypes.get_errno()
+    if count == 0 or code in (errno.EAGAIN, errno.EINTR):
+        return 0
+    raise OSError(code, os.strerror(code))
+
+
+def transmit(
+    fd: int, vector: Vector, first: int, count: int, drops: Counter[str], fatal: frozenset[int] = FATAL
+) -> None:
+    """Send ``count`` messages of ``vector`` from ``first`` on without waiting; count in ``drops`` what can't be sent.
+
+    Raises OSError for the errors in ``fatal``.
+    """
+    end = first + count
+    while first < end:
+        sent = _sendmmsg(fd, vector.message(first), end - first, _MSG_DONTWAIT | _MSG_NOSIGNAL)
+        if sent > 0:
+            first += sent
+            continue
+        code = ctypes.get_errno()
+        if code in _FULL:
+            drops["full"] += end - first
+            return
+        if code in fatal:
+            raise OSError(code, os.strerror(code))
+        if code != errno.EINTR:
+            drops[_REASONS.get(code) or errno.errorcode.get(code, str(code)).lower()] += 1
+            first += 1
+
+
 class Reader:
     """Datagrams from one non-blocking socket into batches.
 
@@ -159,12 +194,9 @@ class Reader:
             )
         elif self._name:
             vector.reset()
-        count = _recvmmsg(self.fd, vector.message(first), BATCH - first, _MSG_DONTWAIT, None)
-        if count <= 0:
-            code = ctypes.get_errno()
-            if count == 0 or code in (errno.EAGAIN, errno.EINTR):
-                return 0
-            raise OSError(code, os.strerror(code))
+        count = receive(self.fd, vector, first)
+        if not count:
+            return 0
         lengths = vector.received(first, count)
         if self._header:
             header = self._header
@@ -217,21 +249,7 @@ class Writer:
             first, last = start * _WORDS, batch.count * _WORDS
             vector.words[first + _NAME : last : _WORDS] = array("Q", [name for name, _ in names])
             vector.words[first + _NAMELEN : last : _WORDS] = array("Q", [size for _, size in names])
-        at = start
-        while at < batch.count:
-            sent = _sendmmsg(self.fd, vector.message(at), batch.count - at, _MSG_DONTWAIT | _MSG_NOSIGNAL)
-            if sent > 0:
-                at += sent
-                continue
-            code = ctypes.get_errno()
-            if code in _FULL:
-                self.drops["full"] += batch.count - at
-                break
-            if code in self.fatal:
-                raise OSError(code, os.strerror(code))
-            if code != errno.EINTR:
-                self.drops[_REASONS.get(code) or errno.errorcode.get(code, str(code)).lower()] += 1
-                at += 1
+        transmit(self.fd, vector, start, count, self.drops, self.fatal)
         return count
 
 
