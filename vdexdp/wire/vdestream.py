@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""vdestream: Ethernet frames over a byte stream (stdin and stdout, ``cmd://``, ssh, dpipe).
+
+Each frame goes behind its length, 16 bits big-endian; length 0 is skipped; the largest is LARGEST.  A reader gets the
+stream in pieces of any size, down to a lone first length byte, and keeps what is not complete yet.
+
+There is no mark to find the next frame by: a length over LARGEST means that the other side speaks something else, and
+nothing after it can be trusted.  The decoder then answers with the same ``TooLong`` for ever.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+Buffer = bytes | bytearray | memoryview
+
+LARGEST = 9236
+"""Bytes of the longest frame that is accepted: the VDE family's largest frame and two more, as in libvdeplug."""
+
+_LENGTH = struct.Struct("!H")
+
+
+@dataclass(frozen=True)
+class TooLong:
+    """The peer announced ``size`` bytes: this is no vdestream."""
+
+    size: int
+
+
+class Decoder:
+    """Bytes in, frames out.
+
+    ``feed`` what was read, then call ``next_event`` until it gives None.  Frames are views of what was fed: valid for
+    as long as they are held.
+    """
+
+    __slots__ = ("_data", "_position", "_view")
+
+    def __init__(self) -> None:
+        self._data = b""
+        self._view = memoryview(self._data)
+        self._position = 0
+
+    def feed(self, data: Buffer) -> None:
+        """Take the next bytes of the stream, in order, in pieces of any size."""
+        rest = self._view[self._position :]
+        self._data = b"".join((rest, data)) if rest else bytes(data)
+        self._view = memoryview(self._data)
+        self._position = 0
+
+    def next_event(self) -> memoryview | TooLong | None:
+        """The next frame, 1 to LARGEST bytes; TooLong where the stream is broken; None until more bytes are fed."""
+        data, position = self._data, self._position
+        while True:
+            start = position + 2
+            if start > len(data):
+                self._position = position
+                return None
+            size = data[position] << 8 | data[position + 1]
+            if size:
+                break
+            position = start
+        end = start + size
+        if size > LARGEST:
+            end = position
+        elif end > len(data):
+            self._position = position
+            return None
+        self._position = end
+        return TooLong(size) if size > LARGEST else self._view[start:end]
+
+    @property
+    def pending(self) -> int:
+        """Bytes that were fed and are not part of an event yet."""
+        return len(self._data) - self._position
+
+
+def length_prefix(size: int) -> bytes:
+    """What goes in front of a frame of ``size`` bytes.  Raises ValueError for a size that no reader accepts."""
+    if not 0 < size <= LARGEST:
+        raise ValueError(f"a vdestream carries frames of 1 to {LARGEST} bytes, not {size}")
+    return _LENGTH.pack(size)
+
+
+def encode(frame: Buffer) -> bytes:
+    """One frame as it goes over the stream.  Raises ValueError as ``length_prefix``."""
+    return b"".join((length_prefix(len(frame)), frame))
