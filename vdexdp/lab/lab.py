@@ -22,7 +22,7 @@ import time
 from types import TracebackType
 
 from vdexdp.errors import HostError, PrivilegeError, RequestError
-from vdexdp.lab.namespace import RUN_NETNS, Namespace, alive, marked
+from vdexdp.lab.namespace import RUN_NETNS, Namespace, alive, command_line, marked
 
 PREFIX = "vdxlab-"
 UNDERLAY = "lan0"
@@ -90,20 +90,27 @@ class Lab:
     ) -> None:
         self.close()
 
-    def close(self) -> None:
-        """End everything and forget everything; idempotent."""
-        for namespace in self.namespaces.values():
-            for process in namespace.processes:
-                if process.poll() is None:
-                    process.signal(signals.SIGTERM)
-                    process.signal(signals.SIGCONT)
-        for namespace in self.namespaces.values():
-            for process in namespace.processes:
-                process.stop(timeout=3)
-                process.close()
-            namespace.processes.clear()
+    def close(self, patience: float = 0.0) -> list[str]:
+        """End everything and forget everything; idempotent.
+
+        Returns the command lines of processes that nobody had left to end: those that were started by others in the
+        lab and still lived ``patience`` seconds after the lab's own processes had ended.
+        """
+        spawned = [process for namespace in self.namespaces.values() for process in namespace.processes]
+        for process in spawned:
+            if process.poll() is None:
+                process.signal(signals.SIGTERM)
+                process.signal(signals.SIGCONT)
+        for process in spawned:
+            process.stop(timeout=3)
+            process.close()
+        end = time.monotonic() + patience
+        while (orphans := marked(self.prefix)) and time.monotonic() < end:
+            time.sleep(0.02)
+        left = [f"{pid}: {command_line(pid)}" for pid in orphans]
         sweep(self.prefix)
         self.namespaces.clear()
+        return left
 
     def namespace(self, name: str) -> Namespace:
         """A namespace with its loopback up, in which IPv6 addresses are usable at once (no duplicate address

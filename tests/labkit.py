@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What tests share besides the lab: how to start vdexdp, and what to do where the kernel lacks something."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from vdexdp.lab import Namespace
+
+VDEXDP = (sys.executable, "-m", "vdexdp")
+"""The command under test, from this checkout."""
+
+
+def kernel_version() -> tuple[int, int]:
+    """Major and minor number of the running kernel."""
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    assert found
+    return int(found[1]), int(found[2])
+
+
+def _link_type(kind: str, *options: str) -> Callable[[], bool]:
+    """A probe: does the kernel make this kind of device?  Works in the session's own network namespace."""
+
+    def probe() -> bool:
+        name = "probe0"
+        made = subprocess.run(
+            ["ip", "link", "add", "name", name, "type", kind, *options], capture_output=True, check=False
+        )
+        if made.returncode == 0:
+            subprocess.run(["ip", "link", "delete", name], check=True)
+        return made.returncode == 0
+
+    return probe
+
+
+@dataclass(frozen=True)
+class Feature:
+    """``since`` is the first kernel version that has it always, None for a matter of configuration."""
+
+    since: tuple[int, int] | None
+    probe: Callable[[], bool]
+
+
+FEATURES: dict[str, Feature] = {
+    "bridge": Feature(None, _link_type("bridge")),
+    "vxlan": Feature(None, _link_type("vxlan", "id", "1", "dstport", "4789")),
+    "veth": Feature((2, 6), _link_type("veth")),
+}
+_probed: dict[str, bool] = {}
+
+
+def require(feature: str) -> None:
+    """Go on only where the kernel has the feature.
+
+    Too old for it: the test is skipped, saying so.  New enough, and yet the probe failed: the test fails, because the
+    probe or the code is wrong.
+    """
+    known = FEATURES[feature]
+    if feature not in _probed:
+        _probed[feature] = known.probe()
+    if _probed[feature]:
+        return
+    if known.since and kernel_version() >= known.since:
+        pytest.fail(
+            f"{feature}: this kernel should have it (since {known.since[0]}.{known.since[1]}), the probe says no"
+        )
+    pytest.skip(f"the kernel lacks {feature}")
+
+
+def require_tool(name: str) -> str:
+    """The path of a program that scripts/setup installs; a test fails without it."""
+    found = shutil.which(name)
+    if not found:
+        pytest.fail(f"{name} is missing; run: sudo scripts/setup --test")
+    return found
+
+
+@dataclass(frozen=True)
+class TwoHosts:
+    """Two hosts on an underlay, a guest on each: ``left_guest`` is joined to ``left`` by the device ``g1``
+    there and has the lab's guest addresses number 1, ``right_guest`` is joined to ``right`` by ``g2`` and has
+    number 2.
+    """
+
+    left: Namespace
+    right: Namespace
+    left_guest: Namespace
+    right_guest: Namespace
