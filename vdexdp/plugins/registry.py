@@ -3,7 +3,7 @@
 
 A scheme is looked for in three places, the cheapest first: the built-in table (its module is imported when the scheme
 is first used, never before), the entry points ``vdexdp.plugins`` of installed packages (name = scheme, value = the
-plugin class), and stock libvdeplug's C modules (``libvdeplug_SCHEME.so``).  The foreground ``vde_plug`` thus imports two
+plugin class), and stock libvdeplug's C modules (``libvdeplug_SCHEME.so``).  The foreground ``vde_plug`` imports two
 plugin modules, and scans neither the installed packages nor the library directories unless a scheme asks for it.
 """
 

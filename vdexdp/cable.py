@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The pump: two streams joined in this process.
+
+A cable is two *flows*, one for each direction, each with a batch of its own.  A flow is in one of two states:
+
+* reading: its batch is empty; it waits for input of its source;
+* blocked: its sink took less than it was given, or something it took is still unwritten (``Stream.writer`` names a
+  descriptor); it waits for that descriptor alone and leaves its source unread, so that the source's own queue fills and
+  its sender feels the pressure.
+
+The flows share nothing but the call to poll.  So when both sinks are full, as in a dpipe whose ends are both saturated,
+each goes on as soon as its own sink does: nothing waits in a circle.  Frames of one flow leave in the order they came,
+for a batch is finished before the next one is read.
+
+Only what is waited for is polled: a descriptor that hangs up behind a blocked flow is noticed when that flow has
+delivered what it holds, and costs nothing meanwhile.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from vdexdp.errors import HangUp
+from vdexdp.plugins.base import Batch, Stream
+from vdexdp.signals import received
+
+
+@dataclass
+class Flow:
+    """One direction of a cable, with its counters since the start."""
+
+    source: Stream
+    sink: Stream
+    frames: int = 0
+    bytes: int = 0
+    _batch: Batch = field(default_factory=Batch, repr=False)
+    _start: int = 0  # the first frame of the batch that the sink has not taken
+    _ended: HangUp | None = None  # the source hung up behind the frames of this batch
+
+    def read(self) -> Ending | None:
+        """Move one batch.  Only for a flow that is not blocked."""
+        batch = self._batch
+        batch.clear()
+        self._start = 0
+        if self._ended is not None:
+            return Ending(self.source, str(self._ended))
+        try:
+            self.source.recv(batch)
+        except HangUp as end:
+            if not batch.count:
+                return Ending(self.source, str(end))
+            self._ended = end
+        return self._send() if batch.count else None
+
+    def resume(self) -> Ending | None:
+        """Go on with a blocked flow, whose descriptor is writable."""
+        try:
+            self.sink.flush()
+        except HangUp as end:
+            return Ending(self.sink, str(end))
+        return self._send() if self._start < self._batch.count else None
+
+    def _send(self) -> Ending | None:
+        batch, start = self._batch, self._start
+        try:
+            taken = self.sink.send(batch, start)
+        except HangUp as end:
+            return Ending(self.sink, str(end))
+        self._start = start + taken
+        self.frames += taken
+        self.bytes += sum(batch.lengths[start : self._start])
+        if self._start < batch.count and self.sink.writer() is None:
+            # The sink broke its contract: it is full, but there is nothing to wait for.
+            self.sink.drops["full"] += batch.count - self._start
+            self._start = batch.count
+        return None
+
+    def timeout(self) -> float | None:
+        """Seconds until the source wants to be read even without input."""
+        return 0.0 if self._ended is not None else self.source.timeout()
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why a cable ended: the stream that hung up (None: it was stopped), and what there is to say about it."""
+
+    stream: Stream | None
+    cause: str = ""
+
+
+Watcher = Callable[[], Ending | None]
+
+
+class Cable:
+    """Two streams and the frames between them.
+
+    ``left`` and ``right`` are the flows out of the first and out of the second stream.  The streams belong to the
+    caller, who closes them after the cable.
+    """
+
+    def __init__(self, first: Stream, second: Stream) -> None:
+        self.left = Flow(first, second)
+        self.right = Flow(second, first)
+        self._watched: dict[int, Watcher] = {}
+        self._poll = select.poll()
+        self._polled: dict[int, int] = {}
+
+    def watch(self, fd: int, callback: Watcher) -> None:
+        """Call ``callback`` whenever ``fd`` is readable or hung up.  If it returns an Ending, the cable ends."""
+        self._watched[fd] = callback
+
+    def unwatch(self, fd: int) -> None:
+        """Forget a watched descriptor; call it before the descriptor is closed."""
+        self._watched.pop(fd, None)
+
+    def stop_on(self, signals: int) -> None:
+        """End the cable when ``signals``, from ``vdexdp.signals.as_descriptor``, reports one; its name is the cause."""
+
+        def stop() -> Ending | None:
+            numbers = received(signals)
+            return Ending(None, numbers[0].name) if numbers else None
+
+        self.watch(signals, stop)
+
+    def run(self) -> Ending:
+        """Pump until an end hangs up or a watcher says so.  Raises what the streams raise (HostError)."""
+        while True:
+            ending = self.step()
+            if ending is not None:
+                return ending
+
+    def step(self, timeout: float | None = None) -> Ending | None:
+        """Wait once, for at most ``timeout`` seconds, and move what can be moved."""
+        wanted: dict[int, int] = dict.fromkeys(self._watched, select.POLLIN)
+        reading: list[tuple[Flow, tuple[int, ...]]] = []
+        writing: list[tuple[Flow, int]] = []
+        for flow in (self.left, self.right):
+            writer = flow.sink.writer()
+            if writer is not None:
+                wanted[writer] = wanted.get(writer, 0) | select.POLLOUT
+                writing.append((flow, writer))
+                continue
+            readers = tuple(flow.source.readers())
+            for fd in readers:
+                wanted[fd] = wanted.get(fd, 0) | select.POLLIN
+            limit = flow.timeout()
+            if limit is not None and (timeout is None or limit < timeout):
+                timeout = limit
+            reading.append((flow, readers))
+
+        ready = dict(self._wait(wanted, timeout))
+        ending = None
+        for fd, callback in tuple(self._watched.items()):
+            if fd in ready:
+                ending = ending or callback()
+        for flow, writer in writing:
+            if ready.get(writer, 0) & ~select.POLLIN:
+                ending = ending or flow.resume()
+        for flow, readers in reading:
+            if any(ready.get(fd, 0) & ~select.POLLOUT for fd in readers):
+                ending = ending or flow.read()
+            else:
+                limit = flow.timeout()
+                if limit is not None and limit <= 0.0:
+                    ending = ending or flow.read()
+        return ending
+
+    def _wait(self, wanted: dict[int, int], timeout: float | None) -> list[tuple[int, int]]:
+        if wanted != self._polled:
+            for fd in self._polled.keys() - wanted.keys():
+                self._poll.unregister(fd)
+            for fd, events in wanted.items():
+                if self._polled.get(fd) != events:
+                    self._poll.register(fd, events)
+            self._polled = wanted
+        # Rounded up: a wait that ends a fraction of a millisecond early would be a busy loop.
+        return self._poll.poll(None if timeout is None else max(0, -int(-timeout * 1000 // 1)))
