@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the maps say, as operations on switches, ports, tunnels and the FDB.
+
+The programs read these maps while they are being written.  Each operation leaves them in a state that is safe at any
+moment: a program believes a member or an FDB entry only if the port itself says that it belongs to the switch, so a
+port is written before it is named anywhere, and cleared after its name was removed everywhere.
+
+Generations only ever grow, even while an index is free: what was learnt about its last owner can't match its next one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from vdexdp.control.abi import MAPS, K, S, enum
+from vdexdp.control.sockets import text, words
+from vdexdp.errors import HostError, RequestError
+
+SECOND: Final = 1_000_000_000
+FDB_LIST_MAX: Final = 65536
+
+
+class MapLike(Protocol):
+    """What is used of a map (:class:`vdexdp.control.libbpf.Map`)."""
+
+    fd: int
+
+    def lookup(self, key: Any) -> Any: ...
+    def update(self, key: Any, value: Any) -> None: ...
+    def delete(self, key: Any) -> bool: ...
+    def items(self) -> Iterator[tuple[Any, Any]]: ...
+    def items_batch(self) -> Iterator[tuple[Any, Any]]: ...
+
+
+@dataclass(frozen=True)
+class FdbRow:
+    """One FDB entry.  ``endpoint`` is (address, UDP port) behind a tunnel, ``age`` seconds since it was last seen."""
+
+    switch: int
+    vlan: int
+    mac: str
+    port: int
+    endpoint: tuple[str, int] | None
+    age: float
+    static: bool
+    local: bool
+
+
+def mac_text(mac: Iterable[int]) -> str:
+    return ":".join(f"{byte:02x}" for byte in mac)
+
+
+def mac_bytes(mac: str) -> bytes:
+    """Raises RequestError for what is no MAC address."""
+    try:
+        packed = bytes.fromhex(mac.replace(":", "").replace("-", ""))
+    except ValueError:
+        packed = b""
+    if len(packed) != 6:
+        raise RequestError(mac, "not a MAC address", "write it like 02:00:00:00:00:01")
+    return packed
+
+
+def swap16(value: int) -> int:
+    """Between host and network byte order."""
+    return int.from_bytes(value.to_bytes(2, "little"), "big")
+
+
+class Tables:
+    """Typed operations over the maps of one data plane."""
+
+    def __init__(self, maps: dict[str, Any]) -> None:
+        self.maps: dict[str, MapLike] = maps
+        self.ports_used: set[int] = {0}
+        self.switches_used: set[int] = {0}
+
+    # Indices
+
+    def take_port(self) -> int:
+        """A free port index with zeroed counters.  Raises HostError when all are taken."""
+        index = _free(self.ports_used, MAPS["ports"].entries, "ports")
+        cpus = len(self.maps["counters"].lookup(index))
+        self.maps["counters"].update(index, bytes(ctypes.sizeof(S["counters"]) * cpus))
+        return index
+
+    def take_switch(self) -> int:
+        return _free(self.switches_used, MAPS["switches"].entries, "switches")
+
+    def adopt(self) -> tuple[set[int], set[int]]:
+        """Take over what stands in the maps: every used port and switch is taken.  Returns both sets."""
+        self.ports_used |= {i for i in range(1, MAPS["ports"].entries) if self.port(i).kind != K["PORT_NONE"]}
+        self.switches_used |= {i for i in range(1, MAPS["switches"].entries) if self.switch(i).mode}
+        return self.ports_used - {0}, self.switches_used - {0}
+
+    # Ports
+
+    def port(self, index: int) -> Any:
+        return self.maps["ports"].lookup(index)
+
+    def write_port(self, index: int, **values: int) -> None:
+        """Set fields of a port; the generation and the learning window stay."""
+        info = self.port(index)
+        for name, value in values.items():
+            setattr(info, name, value)
+        self.maps["ports"].update(index, info)
+
+    def clear_port(self, index: int) -> None:
+        """Free an index; everything learnt about it is forgotten."""
+        info = S["port_info"](generation=(self.port(index).generation + 1) & 0xFFFFFFFF)
+        self.maps["ports"].update(index, info)
+        self.maps["tunnels"].update(index, S["tunnel_info"]())
+        self.ports_used.discard(index)
+
+    def set_ingress(self, ifindex: int, index: int, *, uplink: bool = False) -> None:
+        self.maps["ingress"].update(_ingress_key(ifindex, uplink), index)
+
+    def drop_ingress(self, ifindex: int, *, uplink: bool = False) -> None:
+        self.maps["ingress"].delete(_ingress_key(ifindex, uplink))
+
+    def drop_ingress_of(self, index: int) -> None:
+        """Remove every device that leads to a port, whatever its ifindex."""
+        for key, value in list(self.maps["ingress"].items()):
+            if value.value == index:
+                self.maps["ingress"].delete(key)
+
+    def set_tx(self, index: int, ifindex: int) -> bool:
+        """Let XDP programs redirect to this port; False where the device refuses.
+
+        The device is looked up in the network namespace of the calling process.
+        """
+        try:
+            self.maps["tx_ports"].update(index, ifindex)
+        except OSError:
+            return False
+        return True
+
+    def drop_tx(self, index: int) -> None:
+        try:
+            self.maps["tx_ports"].delete(index)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EINVAL):
+                raise
+
+    def counters(self, index: int) -> dict[str, Any]:
+        """The sum over all CPUs: rx_frames, rx_bytes, tx_frames, tx_bytes by path, drops, exceptions, events by name.
+
+        Reasons and events that never happened are left out.
+        """
+        per_cpu = list(self.maps["counters"].lookup(index))
+        found: dict[str, Any] = {}
+        paths = enum("path")
+        for name in ("rx_frames", "rx_bytes", "tx_frames", "tx_bytes"):
+            found[name] = {row.label: sum(getattr(c, name)[row.value] for c in per_cpu) for row in paths}
+        for name, kind in (("drops", "drop_reason"), ("exceptions", "exception_reason"), ("events", "event")):
+            sums = {row.label: sum(getattr(c, name)[row.value] for c in per_cpu) for row in enum(kind)}
+            found[name] = {label: value for label, value in sums.items() if value}
+        return found
+
+    # Switches
+
+    def switch(self, switch: int) -> Any:
+        return self.maps["switches"].lookup(switch)
+
+    def write_switch(self, switch: int, mode: int, expiry: int) -> None:
+        """Make a switch without ports; ``expiry`` in seconds."""
+        info = S["switch_info"](mode=mode, expiry=expiry * SECOND, generation=self.switch(switch).generation + 1)
+        self.maps["switches"].update(switch, info)
+
+    def clear_switch(self, switch: int) -> None:
+        info = S["switch_info"](generation=(self.switch(switch).generation + 1) & 0xFFFFFFFF)
+        self.maps["switches"].update(switch, info)
+        self.switches_used.discard(switch)
+
+    def set_tunnel(self, switch: int, index: int) -> None:
+        info = self.switch(switch)
+        info.tunnel = index
+        self.maps["switches"].update(switch, info)
+
+    def add_member(self, switch: int, index: int) -> None:
+        """Raises HostError when the switch is full."""
+        info = self.switch(switch)
+        members = list(info.member[: info.members])
+        if index in members:
+            return
+        if len(members) >= K["MAX_MEMBERS"]:
+            raise HostError(f"switch {switch}", f"it has {len(members)} local ports, more are not possible")
+        self._write_members(switch, info, [*members, index])
+
+    def drop_member(self, switch: int, index: int) -> None:
+        info = self.switch(switch)
+        members = [member for member in info.member[: info.members] if member != index]
+        if len(members) != info.members:
+            self._write_members(switch, info, members)
+
+    def _write_members(self, switch: int, info: Any, members: list[int]) -> None:
+        info.members = len(members)
+        info.member = type(info.member)(*members)
+        self.maps["switches"].update(switch, info)
+
+    # Tunnels
+
+    def write_tunnel(self, index: int, **values: Any) -> None:
+        """Set fields of a tunnel; ``local`` and ``group`` as text, ports in host order, MACs as bytes."""
+        info = self.maps["tunnels"].lookup(index)
+        for name, value in values.items():
+            if name in ("local", "group"):
+                value = type(info.local)(*words(value))
+            elif name in ("src_port", "group_port"):
+                value = swap16(value)
+            elif name in ("uplink_mac", "group_mac"):
+                value = type(info.uplink_mac)(*value)
+            setattr(info, name, value)
+        self.maps["tunnels"].update(index, info)
+
+    def tunnel_flag(self, index: int, flag: int, present: bool) -> None:
+        info = self.maps["tunnels"].lookup(index)
+        info.flags = info.flags | flag if present else info.flags & ~flag
+        self.maps["tunnels"].update(index, info)
+
+    def set_endpoint(self, key: bytes, index: int) -> None:
+        self.maps["endpoints"].update(key, index)
+
+    def drop_endpoint(self, key: bytes) -> None:
+        self.maps["endpoints"].delete(key)
+
+    def drop_endpoints_of(self, index: int) -> None:
+        for key, value in list(self.maps["endpoints"].items()):
+            if value.value == index:
+                self.maps["endpoints"].delete(key)
+
+    def endpoint_owner(self, key: bytes) -> int | None:
+        value = self.maps["endpoints"].lookup(key)
+        return None if value is None else int(value.value)
+
+    # FDB
+
+    def fdb(self, switch: int | None = None) -> Iterator[FdbRow]:
+        """Entries as they stand, expired and forgotten ones left out."""
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        infos: dict[int, Any] = {}
+        ports: dict[int, Any] = {}
+        generations = self.maps["generations"]
+        for key, entry in self._fdb_items():
+            if switch is not None and key.switch_id != switch:
+                continue
+            info = infos.setdefault(key.switch_id, self.switch(key.switch_id))
+            port = ports.setdefault(entry.port, self.port(entry.port))
+            static = bool(entry.flags & K["FDB_F_STATIC"])
+            tunnel = port.kind == K["PORT_TUNNEL"]
+            if not info.mode or port.switch_id != key.switch_id:
+                continue
+            if not static:
+                generation = info.generation + port.generation
+                if tunnel:
+                    generation += generations.lookup(endpoint_slot(list(entry.addr), entry.udp_port)).value
+                if entry.generation != generation & 0xFFFFFFFF or now - entry.last_seen > info.expiry:
+                    continue
+            yield FdbRow(
+                switch=key.switch_id,
+                vlan=key.vlan,
+                mac=mac_text(key.mac),
+                port=entry.port,
+                endpoint=(text(list(entry.addr)), swap16(entry.udp_port)) if tunnel else None,
+                age=max(0.0, (now - entry.last_seen) / SECOND),
+                static=static,
+                local=bool(entry.flags & K["FDB_F_LOCAL"]),
+            )
+
+    def _fdb_items(self) -> Iterator[tuple[Any, Any]]:
+        try:
+            yield from self.maps["fdb"].items_batch()
+        except OSError as error:  # a kernel before 5.6
+            if error.errno != errno.EINVAL:
+                raise
+            yield from self.maps["fdb"].items()
+
+    def fdb_add(self, switch: int, vlan: int, mac: bytes, port: int, endpoint: tuple[str, int] | None = None) -> None:
+        """A static entry: it never ages and never moves."""
+        entry = S["fdb_entry"](
+            last_seen=time.clock_gettime_ns(time.CLOCK_MONOTONIC), port=port, flags=K["FDB_F_STATIC"]
+        )
+        if endpoint is not None:
+            entry.addr = type(entry.addr)(*words(endpoint[0]))
+            entry.udp_port = swap16(endpoint[1])
+        self.maps["fdb"].update(fdb_key(switch, vlan, mac), entry)
+
+    def fdb_delete(self, switch: int, vlan: int, mac: bytes) -> bool:
+        return self.maps["fdb"].delete(fdb_key(switch, vlan, mac))
+
+    def fdb_flush(self, switch: int) -> None:
+        """Forget all that was learnt; static entries stay."""
+        info = self.switch(switch)
+        info.generation += 1
+        self.maps["switches"].update(switch, info)
+
+
+def _free(used: set[int], limit: int, what: str) -> int:
+    for index in range(1, limit):
+        if index not in used:
+            used.add(index)
+            return index
+    raise HostError(what, f"all {limit - 1} are in use")
+
+
+def _ingress_key(ifindex: int, uplink: bool) -> int:
+    return ifindex | K["UPLINK_KEY"] if uplink else ifindex
+
+
+def fdb_key(switch: int, vlan: int, mac: bytes) -> Any:
+    key = S["fdb_key"](switch_id=switch, vlan=vlan)
+    key.mac = type(key.mac)(*mac)
+    return key
+
+
+def endpoint_key(address: str, port: int, vni: int, uplink: int) -> bytes:
+    """The key under which packets to (address, UDP port) with a VNI, arriving by an uplink, are ours."""
+    key = S["endpoint_key"](uplink=uplink, vni=vni, udp_port=swap16(port))
+    key.addr = type(key.addr)(*words(address))
+    return bytes(key)
+
+
+def endpoint_slot(addr: list[int], udp_port: int) -> int:
+    """The slot of an endpoint's generation, as ``endpoint_generation`` in bpf/fdb.h computes it."""
+    slot = addr[0] ^ addr[1] ^ addr[2] ^ addr[3] ^ (udp_port * 0x9E3779B1 & 0xFFFFFFFF)
+    slot = slot * 0x85EBCA6B & 0xFFFFFFFF
+    return (slot ^ slot >> 16) & (K["GEN_SLOTS"] - 1)

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The exception worker: the frames that the kernel programs can't carry, through ordinary UDP sockets.
+
+Outwards it reads whole outer packets from the exception tap, where the kernel has segmented them and filled in their
+checksums, and sends their UDP payload through the socket of the LAC that they belong to; the host's IP stack fragments
+them, or delivers them on this host.  An outer TTL of 0 stands for a copy of group traffic that only nodes on this host
+are to get.  Inwards it reads those sockets (whole datagrams: the host's stack has reassembled them) and writes the
+outer packet, rebuilt, to the tap, where the kernel program treats it like one from the uplink.  A frame with the
+bounce tag only had to be segmented and goes back as it is.
+
+The worker is a process forked by the daemon, so that a busy exception path delays nobody, and it outlives the daemon:
+it ends when the last copy of the other end of its control socket is closed, and every plug of a tunnel holds one.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import socket
+import struct
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from vdexdp.control.protocol import Channel, Message, take
+from vdexdp.errors import DaemonError, ProtocolError
+from vdexdp.wire.vxlan import Outer, build_outer, decode_header, encode_header, is_vxvde, parse_outer
+
+BURST: Final = 64
+"""Packets taken from one descriptor before the others get their turn."""
+PACKET_MAX: Final = 1 << 16
+BOUNCE: Final = b"\x88\xa8"
+IP_PKTINFO: Final = 8
+
+
+@dataclass
+class Node:
+    """One LAC as the worker sees it."""
+
+    lac: int
+    kind: Literal["vxvde", "vxlan"]
+    family: Literal[4, 6]
+    group: str
+    port: int
+    vni: int
+    ttl: int
+    src_port: int
+    uplink: int
+    local: str
+    unicast: socket.socket
+    multicast: socket.socket
+    header: bytes = b""
+    told: bool = False
+    counters: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.header = encode_header(self.vni)
+        self.use(self.local, self.uplink)
+
+    def use(self, local: str, uplink: int) -> None:
+        """Send from this address; group traffic through this interface."""
+        self.local, self.uplink = local, uplink
+        if self.family == 4:
+            packed = socket.inet_pton(socket.AF_INET, local)
+            self.to_group = (socket.IPPROTO_IP, IP_PKTINFO, struct.pack("=i4s4s", uplink, packed, b""))
+            self.to_one = (socket.IPPROTO_IP, IP_PKTINFO, struct.pack("=i4s4s", 0, packed, b""))
+        else:
+            packed = socket.inet_pton(socket.AF_INET6, local)
+            self.to_group = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, packed + struct.pack("=I", uplink))
+            self.to_one = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, packed + struct.pack("=I", 0))
+
+    def close(self) -> None:
+        self.unicast.close()
+        self.multicast.close()
+
+
+class Worker:
+    """The loop.  ``control`` is the worker's end of the socketpair, ``tap`` the exception tap's descriptor."""
+
+    def __init__(self, control: Channel, tap: int) -> None:
+        self.control = control
+        self.tap = tap
+        self.nodes: dict[int, Node] = {}
+        self.by_source: dict[tuple[int, int, int], Node] = {}
+        self.addresses: frozenset[str] = frozenset()
+        self.counters: Counter[str] = Counter()
+        self.buffer = bytearray(PACKET_MAX)
+        self.view = memoryview(self.buffer)
+        self.poll = select.epoll()
+        self.handlers: dict[int, Callable[[], None]] = {}
+        self.running = True
+        self._watch(control.fileno(), self._command)
+        self._watch(tap, self._outwards)
+
+    def run(self) -> None:
+        """Until the control socket is closed by everybody."""
+        while self.running:
+            for fd, _ in self.poll.poll():
+                if handler := self.handlers.get(fd):
+                    handler()
+
+    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
+        self.handlers[fd] = handler
+        self.poll.register(fd, select.EPOLLIN)
+
+    def _forget(self, fd: int) -> None:
+        del self.handlers[fd]
+        self.poll.unregister(fd)
+
+    # From the tap to the sockets
+
+    def _outwards(self) -> None:
+        for _ in range(BURST):
+            try:
+                size = os.readv(self.tap, [self.buffer])
+            except BlockingIOError:
+                return
+            except OSError:  # the tap is down or was deleted: the daemon will notice and say so
+                self.counters["tap-gone"] += 1
+                self._forget(self.tap)
+                return
+            packet = self.view[:size]
+            if bytes(packet[12:14]) == BOUNCE:
+                self._to_tap(packet, self.counters, "bounced")
+            else:
+                self._send(packet)
+
+    def _send(self, packet: memoryview) -> None:
+        outer = parse_outer(packet)
+        vni = decode_header(outer.payload) if outer else None
+        node = self.by_source.get((outer.family, outer.sport, vni)) if outer and vni is not None else None
+        if outer is None or node is None:
+            self.counters["drop-unknown"] += 1
+            return
+        grouped = outer.dst == node.group
+        try:
+            if grouped:
+                self._hops(node, outer.ttl)
+            node.unicast.sendmsg(
+                [outer.payload], [node.to_group if grouped else node.to_one], 0, self._name(outer, node)
+            )
+            node.counters["sent"] += 1
+        except BlockingIOError:
+            node.counters["drop-full"] += 1
+        except OSError as error:
+            node.counters[f"drop-{os.strerror(error.errno or 0).lower().replace(' ', '-')}"] += 1
+        finally:
+            if grouped and outer.ttl == 0:
+                self._hops(node, node.ttl)
+
+    @staticmethod
+    def _name(outer: Outer, node: Node) -> tuple[Any, ...]:
+        if node.family == 6 and outer.dst.startswith("fe80:"):
+            return outer.dst, outer.dport, 0, node.uplink
+        return outer.dst, outer.dport
+
+    @staticmethod
+    def _hops(node: Node, hops: int) -> None:
+        if node.family == 4:
+            node.unicast.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, hops)
+        else:
+            node.unicast.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, hops)
+
+    # From the sockets to the tap
+
+    def _inwards(self, sock: socket.socket, node: Node, to: str, port: int) -> None:
+        for _ in range(BURST):
+            try:
+                size, sender = sock.recvfrom_into(self.buffer)
+            except BlockingIOError:
+                return
+            except OSError:  # an ICMP error that came back for something sent
+                node.counters["socket-errors"] += 1
+                continue
+            self._receive(node, self.view[:size], sender[0], sender[1], to, port)
+
+    def _receive(self, node: Node, payload: memoryview, source: str, sport: int, to: str, port: int) -> None:
+        if node.kind == "vxlan":
+            vni = decode_header(payload)
+            other = self.by_source.get((node.family, node.src_port, vni)) if vni is not None else None
+            if other is None:
+                node.counters["drop-foreign"] += 1
+                return
+            if to != node.group:
+                to = other.local
+            node = other
+        elif not is_vxvde(payload, node.header):
+            node.counters["drop-foreign"] += 1
+            return
+        if source == node.local and sport == node.src_port:
+            node.counters["own-copies"] += 1
+            return
+        if source in self.addresses and not node.told:
+            node.told = self._tell({"event": "local-peer", "lac": node.lac})
+        try:
+            packet = build_outer(source, sport, to, port, node.uplink, payload)
+        except ValueError:
+            node.counters["drop-too-big"] += 1
+            return
+        self._to_tap(packet, node.counters, "received")
+
+    def _to_tap(self, packet: bytes | memoryview, counters: Counter[str], name: str) -> None:
+        try:
+            os.write(self.tap, packet)
+            counters[name] += 1
+        except OSError:
+            counters["drop-tap"] += 1
+
+    # The daemon's commands
+
+    def _tell(self, body: dict[str, Any]) -> bool:
+        try:
+            self.control.send(body)
+        except (DaemonError, BlockingIOError):
+            return False
+        return True
+
+    def _command(self) -> None:
+        try:
+            message = self.control.recv()
+        except BlockingIOError:
+            return
+        except ProtocolError:
+            return
+        if message is None:
+            self.running = False
+            return
+        try:
+            self._obey(message)
+        finally:
+            message.close()
+
+    def _obey(self, message: Message) -> None:
+        body = message.body
+        match take(body, "op", str):
+            case "add":
+                if body["lac"] in self.nodes:
+                    self._remove(body["lac"])
+                unicast, multicast = (socket.socket(fileno=message.fds.pop(0)) for _ in range(2))
+                self._add(Node(**body["node"], lac=body["lac"], unicast=unicast, multicast=multicast))
+            case "use":
+                if node := self.nodes.get(body["lac"]):
+                    node.use(body["local"], body["uplink"])
+                    self._watch_sockets(node)
+            case "remove":
+                if body["lac"] in self.nodes:
+                    self._remove(body["lac"])
+            case "addresses":
+                self.addresses = frozenset(body["addresses"])
+            case "peers":
+                if node := self.nodes.get(body["lac"]):
+                    node.told = body["present"]
+            case "stats":
+                lacs = {str(node.lac): dict(node.counters) for node in self.nodes.values()}
+                self._tell({"event": "stats", "pid": os.getpid(), "counters": dict(self.counters), "lacs": lacs})
+
+    def _add(self, node: Node) -> None:
+        self.nodes[node.lac] = node
+        self.by_source[node.family, node.src_port, node.vni] = node
+        for sock in (node.unicast, node.multicast):
+            self.poll.register(sock.fileno(), select.EPOLLIN)
+        self._watch_sockets(node)
+
+    def _watch_sockets(self, node: Node) -> None:
+        self.handlers[node.unicast.fileno()] = lambda: self._inwards(node.unicast, node, node.local, node.src_port)
+        self.handlers[node.multicast.fileno()] = lambda: self._inwards(node.multicast, node, node.group, node.port)
+
+    def _remove(self, lac: int) -> None:
+        node = self.nodes.pop(lac)
+        self.by_source.pop((node.family, node.src_port, node.vni), None)
+        for sock in (node.unicast, node.multicast):
+            self._forget(sock.fileno())
+        node.close()
+
+
+def spawn(tap: int) -> tuple[int, socket.socket]:
+    """Fork a worker on the exception tap; return its pid and the daemon's end of its control socket."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    pid = os.fork()
+    if pid:
+        its.close()
+        return pid, ours
+    try:
+        os.setsid()  # a Ctrl-C for the daemon is none for the worker
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        keep_only({0, 1, 2, its.fileno(), tap})
+        gc.freeze()  # what the daemon left here must not be finalised: its descriptors' numbers are free for others
+        Worker(Channel(its), tap).run()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def keep_only(wanted: set[int]) -> None:
+    """Close every other descriptor: nothing of the daemon's may live on in here."""
+    last = -1
+    for fd in sorted(wanted):
+        os.closerange(last + 1, fd)
+        last = fd
+    os.closerange(last + 1, 1 << 20)
