@@ -117,6 +117,11 @@ class Vector:
         column = self.iovecs[start * self.step + self.lengths_at :: self.step]
         column[: len(lengths)] = array("Q", lengths)
 
+    def select(self, other: Vector, indices: Sequence[int]) -> None:
+        """Make the first messages stand for those of ``other`` (a vector of the same shape) that ``indices`` name."""
+        base, size = other.words[_IOV], self.step // 2 * _IOVEC
+        self.words[_IOV : len(indices) * _WORDS : _WORDS] = array("Q", [base + index * size for index in indices])
+
     def received(self, first: int, count: int) -> list[int]:
         """``msg_len`` of ``count`` messages, headers included."""
         at = first * 2 * _WORDS + _LEN32
@@ -150,13 +155,20 @@ def transmit(
             continue
         code = ctypes.get_errno()
         if code in _FULL:
-            drops["full"] += end - first
+            drops[reason(code)] += end - first
             return
         if code in fatal:
             raise OSError(code, os.strerror(code))
         if code != errno.EINTR:
-            drops[_REASONS.get(code) or errno.errorcode.get(code, str(code)).lower()] += 1
+            drops[reason(code)] += 1
             first += 1
+
+
+def reason(code: int | None) -> str:
+    """The name under which a frame is counted that a socket refused with this errno."""
+    if code in _FULL:
+        return "full"
+    return _REASONS.get(code or 0) or errno.errorcode.get(code or 0, str(code)).lower()
 
 
 class Reader:

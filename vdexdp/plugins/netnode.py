@@ -1,0 +1,506 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The server side of legacy VDE: a node that vde_plug, vdens, QEMU and others connect to through a directory.
+
+``hub``, ``switch``, ``multi`` and ``bonding`` differ in their policy (``vdexdp.plugins.forwarding``) alone; this is
+the rest.  To the cable a node is one stream, the *host's* end of it: what the cable sends comes from the host, what
+``recv`` hands out is for the host.  Frames between clients never leave ``recv``: they are received into the caller's
+batch and sent on from there, as many at once as there are, without a copy.
+
+One client can't harm another.  The node never waits for anybody: a client that does not read loses its frames, and
+they are counted.  A connection that asks for nothing, or for nonsense, is closed (after HANDSHAKE_TIMEOUT at the
+latest), and only HALF_OPEN_MAX of them are kept, the newest.  A client names its data socket by a path, which is
+proved to be its own before it is connected to: else it could make a node that runs as root send to any socket of the
+system.  Where descriptors run out, no new client is taken for a second, and those that are plugged go on.
+
+Names and modes are those of stock's netnode: ``fdN`` is the data socket of the client whose stream is descriptor N.
+Port numbers mean nothing to a node; a client that asks for one, 0 included, gets a port like any other.  The request
+may be of version 1 or 3, as for vde_switch.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+import sys
+import time
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from vdexdp.errors import ProtocolError, RequestError
+from vdexdp.plugins.base import (
+    BATCH,
+    FRAME_MAX,
+    FRAME_MIN,
+    Batch,
+    NoKernelEnd,
+    OpenContext,
+    Option,
+    Parsed,
+    Plugin,
+    Stream,
+)
+from vdexdp.plugins.forwarding import (
+    EVERYBODY,
+    EXPIRY,
+    HEADER,
+    HOST,
+    NOBODY,
+    TABLE_SIZE,
+    Policy,
+    Route,
+    Station,
+    headers,
+)
+from vdexdp.plugins.mmsg import Vector, keep, reason, receive, transmit
+from vdexdp.plugins.sockdir import SocketDirectory, unlink
+from vdexdp.vnl import group, group_id, integer, mode
+from vdexdp.wire.control3 import REQUEST_MAX, Request, decode_request, encode_reply
+
+STANDARD_PATH: Final = "/tmp/vdenode_"
+"""With the user's name behind it, the directory of a node that was given none."""
+
+MODE: Final = 0o600
+DIRECTORY_MODE: Final = 0o2700
+
+HANDSHAKE_TIMEOUT: Final = 5.0
+"""Seconds that a client has for its request."""
+
+HALF_OPEN_MAX: Final = 32
+"""Connections without a request; one more closes the oldest."""
+
+SEND_BUFFER: Final = 1 << 19
+"""Bytes asked for each client; the kernel doubles them, and gives at most net.core.wmem_max without privilege."""
+
+_TAGGED_MIN = FRAME_MIN + 4
+_PAUSE = 1.0  # seconds without accepting when descriptors have run out
+_ROUNDS = 16  # looks for input in one recv, so that the pump's other direction gets its turn
+_BATCHES_MAX = 4
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_UCRED = struct.Struct("=iII")
+_NEVER_FATAL: Final[frozenset[int]] = frozenset()
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """``path`` is "" for STANDARD_PATH; ``expiry`` is in seconds; None means the command line's choice, or the
+    default.
+    """
+
+    path: str
+    mode: int | None = None
+    dirmode: int | None = None
+    gid: int | None = None
+    hashsize: int = TABLE_SIZE
+    hashseed: int = 0
+    expiry: int = int(EXPIRY)
+
+
+class Port(Station):
+    """A client: its stream and the two ends of its datagrams."""
+
+    def __init__(self, control: socket.socket, data: socket.socket, name: str, request: Request) -> None:
+        self.control = control
+        self.data = data
+        self.fd = data.fileno()
+        self.name = name
+        self.description = request.description
+        self.spoken = 0
+        self.busy = False  # the last look found several frames
+        self.turn = 0  # the last recv in which frames were looked for
+
+
+@dataclass
+class _HalfOpen:
+    control: socket.socket
+    deadline: float
+    heard: bytes = b""
+
+
+class _Vectors:
+    """The system's view of one batch: for receiving, for sending, and for sending a selection of it."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.read = Vector(batch.buffer, Batch.ROW, length=Batch.ROW)
+        self.write = Vector(batch.buffer, Batch.ROW)
+        self.pick = Vector(batch.buffer, Batch.ROW)
+
+
+class NetnodeStream(Stream):
+    """A node and its clients, from the host's end.  Raises RequestError, PrivilegeError and HostError."""
+
+    def __init__(self, spec: NodeSpec, context: OpenContext, policy: Policy) -> None:
+        super().__init__()
+        self._policy = policy
+        self._verbose = context.verbose
+        self._ports: dict[int, Port] = {}
+        self._half_open: dict[int, _HalfOpen] = {}
+        self._paused_until = 0.0
+        self._turn = 0
+        self._ready: deque[int] = deque()
+        self._vectors: dict[int, _Vectors] = {}
+        self._handlers: dict[int, Callable[[Batch], None]] = {}
+        self._epoll = select.epoll()
+        self._directory = _directory(spec, context)
+        self._watch(self._directory.listener, self._accept)
+
+    @property
+    def ports(self) -> Sequence[Port]:
+        """The clients that are plugged, in the order of their coming."""
+        return tuple(self._ports.values())
+
+    @property
+    def path(self) -> str:
+        """The directory, as clients name it."""
+        return self._directory.path
+
+    def readers(self) -> Sequence[int]:
+        return (self._epoll.fileno(),)
+
+    def timeout(self) -> float | None:
+        ends = [half.deadline for half in self._half_open.values()]
+        if self._paused_until:
+            ends.append(self._paused_until)
+        return max(min(ends) - time.monotonic(), 0.0) if ends else None
+
+    def recv(self, batch: Batch) -> None:
+        ready = self._ready
+        self._turn += 1
+        for _ in range(_ROUNDS):
+            if not ready:
+                ready.extend([fd for fd, _ in self._epoll.poll(0, BATCH)])
+                if not ready:
+                    break
+            while ready and not batch.full:
+                handler = self._handlers.get(ready.popleft())
+                if handler is not None:
+                    handler(batch)
+            if batch.count:
+                break
+        if self._half_open or self._paused_until:
+            self._expire()
+
+    def send(self, batch: Batch, start: int = 0) -> int:
+        count = batch.count - start
+        if count > 1 or (count and not self._deliver(HOST, batch.rows[start], batch.lengths[start])):
+            self._forward(HOST, batch, start, count)
+        return count
+
+    def fault(self) -> str:
+        return "no descriptors left for new clients" if self._paused_until else ""
+
+    def close(self) -> None:
+        for port in self.ports:
+            self._leave(port)
+        for half in list(self._half_open.values()):
+            self._hang_up(half)
+        self._directory.close()
+        self._epoll.close()
+
+    # Frames
+
+    def _data_in(self, port: Port, batch: Batch) -> None:
+        """Frames of one client.
+
+        Where they come singly, plain calls are quicker than those for many; where one client has something again
+        before this ``recv`` is over, they come in bursts.
+        """
+        first = batch.count
+        if port.busy or port.turn == self._turn:
+            port.busy = self._burst_in(port, batch) > 1
+        else:
+            port.turn = self._turn
+            row = batch.rows[first]
+            try:
+                length = batch.lengths[first] = port.data.recv_into(row)
+            except OSError:
+                return  # nothing there, or an error that is over with its report; the stream says when a client leaves
+            if self._deliver(port, row, length):
+                return
+            batch.count = first + 1
+        count = batch.count - first
+        if count:
+            kept = self._forward(port, batch, first, count)
+            if kept is False:
+                batch.count = first
+            elif kept is not True:
+                keep(batch, first, kept)
+
+    def _burst_in(self, port: Port, batch: Batch) -> int:
+        """Append to the batch what a client has sent; return how many frames that is."""
+        first = batch.count
+        vectors = self._vectors.get(id(batch.buffer)) or self._adopt(batch)
+        try:
+            count = receive(port.fd, vectors.read, first)
+        except OSError:
+            return 0
+        batch.lengths[first : first + count] = vectors.read.received(first, count)
+        batch.count = first + count
+        return count
+
+    def _deliver(self, source: Station, row: memoryview, length: int) -> bool:
+        """Send a frame on if it is an ordinary one for a single client."""
+        if not _TAGGED_MIN <= length <= FRAME_MAX:
+            return False
+        to = self._policy.route(source, (bytes(row[:HEADER]),))
+        if not isinstance(to, Port):
+            return False
+        try:
+            to.data.send(row[:length], socket.MSG_NOSIGNAL)
+        except OSError as error:
+            self.drops[reason(error.errno)] += 1
+        return True
+
+    def _forward(self, source: Station, batch: Batch, first: int, count: int) -> bool | list[bool]:
+        """Send frames to the clients they are for; tell which ones are for the host: all, none, or which."""
+        lengths = batch.lengths[first : first + count]
+        shortest = min(lengths)
+        if shortest < _TAGGED_MIN:
+            # The policy must not take for a VLAN tag what an earlier frame left in the row.
+            for row, length in zip(batch.rows[first:], lengths, strict=False):
+                row[length:_TAGGED_MIN] = bytes(max(_TAGGED_MIN - length, 0))
+        route = self._policy.route(source, headers(batch, first, count))
+        if shortest < FRAME_MIN or max(lengths) > FRAME_MAX:
+            route = self._refuse(route, lengths)
+        if route is HOST:
+            return True
+        if route is NOBODY:
+            return False
+        vectors = self._vectors.get(id(batch.buffer)) or self._adopt(batch)
+        vectors.write.set_lengths(lengths, first)
+        if isinstance(route, list):
+            return self._forward_each(source, route, vectors, first)
+        if route is EVERYBODY:
+            for port in self._ports.values():
+                if port is not source:
+                    transmit(port.fd, vectors.write, first, count, self.drops, _NEVER_FATAL)
+            return True
+        assert isinstance(route, Port)
+        transmit(route.fd, vectors.write, first, count, self.drops, _NEVER_FATAL)
+        return False
+
+    def _forward_each(self, source: Station, route: list[Station], vectors: _Vectors, first: int) -> list[bool]:
+        wanted: dict[Station, list[int]] = {}
+        if EVERYBODY in route:
+            for port in self._ports.values():
+                if port is not source:
+                    wanted[port] = [i for i, to in enumerate(route, first) if to is port or to is EVERYBODY]
+        else:
+            for index, to in enumerate(route, first):
+                wanted.setdefault(to, []).append(index)
+        for to, indices in wanted.items():
+            if not isinstance(to, Port) or not indices:
+                continue
+            count = len(indices)
+            if indices[-1] - indices[0] + 1 == count:
+                transmit(to.fd, vectors.write, indices[0], count, self.drops, _NEVER_FATAL)
+            else:
+                vectors.pick.select(vectors.write, indices)
+                transmit(to.fd, vectors.pick, 0, count, self.drops, _NEVER_FATAL)
+        return [to is HOST or to is EVERYBODY for to in route]
+
+    def _refuse(self, route: Route, lengths: list[int]) -> list[Station]:
+        """The route with NOBODY for the frames that are too short or too long."""
+        checked = list(route) if isinstance(route, list) else [route] * len(lengths)
+        for index, length in enumerate(lengths):
+            if not FRAME_MIN <= length <= FRAME_MAX:
+                self.drops["runt" if length < FRAME_MIN else "too-big"] += 1
+                checked[index] = NOBODY
+        return checked
+
+    def _adopt(self, batch: Batch) -> _Vectors:
+        # A cable has two batches for life; vectors keep theirs alive, so that an id means one buffer.
+        if len(self._vectors) >= _BATCHES_MAX:
+            self._vectors.clear()
+        vectors = self._vectors[id(batch.buffer)] = _Vectors(batch)
+        return vectors
+
+    # Clients
+
+    def _accept(self, batch: Batch) -> None:
+        try:
+            control, _ = self._directory.listener.accept()
+        except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+            return
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                raise
+            self._epoll.unregister(self._directory.listener.fileno())
+            self._paused_until = time.monotonic() + _PAUSE
+            return
+        control.setblocking(False)
+        if len(self._half_open) >= HALF_OPEN_MAX:
+            self._hang_up(next(iter(self._half_open.values())), "too many connections without a request")
+        half = _HalfOpen(control, time.monotonic() + HANDSHAKE_TIMEOUT)
+        self._half_open[control.fileno()] = half
+        self._watch(control, lambda _: self._request_in(half))
+
+    def _request_in(self, half: _HalfOpen) -> None:
+        try:
+            heard = half.control.recv(REQUEST_MAX)
+        except BlockingIOError:
+            return
+        except OSError:
+            heard = b""
+        half.heard += heard
+        try:
+            request = decode_request(half.heard)
+            if request is not None:
+                self._plug(half, request)
+            elif not heard or len(half.heard) >= REQUEST_MAX:
+                self._hang_up(half)
+        except (ProtocolError, OSError) as error:
+            self._hang_up(half, str(error))
+
+    def _plug(self, half: _HalfOpen, request: Request) -> None:
+        """Give the client its port.  Raises ProtocolError and OSError."""
+        control = half.control
+        data = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        name = ""
+        try:
+            data.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            _connect_own(data, request.path, control)
+            stale = os.path.join(self.path, f"fd{control.fileno()}")
+            unlink(stale)
+            name = self._directory.bind(data, os.path.basename(stale))
+            control.send(encode_reply(name))
+        except BaseException:
+            data.close()
+            if name:
+                unlink(name)
+            raise
+        port = Port(control, data, name, request)
+        del self._half_open[control.fileno()]
+        self._ports[port.fd] = port
+        self._policy.join(port)
+        self._handlers[control.fileno()] = lambda _: self._stream_in(port)
+        self._watch(data, lambda batch: self._data_in(port, batch))
+
+    def _stream_in(self, port: Port) -> None:
+        """A plugged client has nothing to say any more, except the rest of a long description, and its end."""
+        try:
+            heard = len(port.control.recv(REQUEST_MAX))
+        except BlockingIOError:
+            return
+        except OSError:
+            heard = 0
+        port.spoken += heard
+        if not heard or port.spoken > REQUEST_MAX:
+            self._leave(port)
+
+    def _leave(self, port: Port) -> None:
+        self._unwatch(port.data)
+        self._unwatch(port.control)
+        del self._ports[port.fd]
+        self._policy.forget(port)
+        unlink(port.name)
+        port.data.close()
+        port.control.close()
+
+    def _hang_up(self, half: _HalfOpen, why: str = "") -> None:
+        if why and self._verbose:
+            print(f"{self.path}: refused a client: {why}", file=sys.stderr)
+        self._unwatch(half.control)
+        del self._half_open[half.control.fileno()]
+        half.control.close()
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for half in [half for half in self._half_open.values() if half.deadline <= now]:
+            self._hang_up(half, f"no request within {HANDSHAKE_TIMEOUT:g} s")
+        if self._paused_until and self._paused_until <= now:
+            self._paused_until = 0.0
+            self._epoll.register(self._directory.listener.fileno(), select.EPOLLIN)
+
+    def _watch(self, end: socket.socket, handler: Callable[[Batch], None]) -> None:
+        self._epoll.register(end.fileno(), select.EPOLLIN)
+        self._handlers[end.fileno()] = handler
+
+    def _unwatch(self, end: socket.socket) -> None:
+        self._epoll.unregister(end.fileno())
+        del self._handlers[end.fileno()]
+
+
+class NetnodePlugin(Plugin):
+    """What the four schemes share; each adds its names and its policy."""
+
+    grammar = "bracket"
+    address = "directory"
+    options = (
+        Option("mode", "octal permissions of the sockets", "0600"),
+        Option("dirmode", "octal permissions of the directory", "mode, with x where it has r or w, and setgid"),
+        Option("grp", "group of sockets and directory", "the caller's"),
+        Option("hashsize", "entries of the table of MAC addresses", str(TABLE_SIZE)),
+        Option("hashseed", "accepted for compatibility, without effect", "0"),
+        Option("expiretime", "seconds until an unused address is forgotten", f"{EXPIRY:g}"),
+    )
+
+    @abstractmethod
+    def policy(self, spec: NodeSpec) -> Policy:
+        """The rule of this node."""
+
+    def parse(self, parsed: Parsed) -> NodeSpec:
+        given = parsed.options
+        return NodeSpec(
+            parsed.address,
+            mode(parsed, "mode", 0) & ~0o111 if "mode" in given else None,
+            mode(parsed, "dirmode", 0) if "dirmode" in given else None,
+            group(parsed, "grp"),
+            integer(parsed, "hashsize", TABLE_SIZE, 0, 1 << 20),
+            integer(parsed, "hashseed", 0, 0, (1 << 64) - 1),
+            integer(parsed, "expiretime", int(EXPIRY), 0, (1 << 31) - 1),
+        )
+
+    def open(self, spec: NodeSpec, context: OpenContext) -> NetnodeStream:
+        return NetnodeStream(spec, context, self.policy(spec))
+
+    def kernel_end(self, spec: NodeSpec) -> NoKernelEnd:
+        return NoKernelEnd("the clients of a legacy node are UNIX sockets")
+
+
+def _directory(spec: NodeSpec, context: OpenContext) -> SocketDirectory:
+    """The node's directory, with what the VNL says, else the command line, else the defaults."""
+    chosen = context.mode if spec.mode is None else spec.mode
+    bits = MODE if chosen is None else chosen & ~0o111
+    dirmode = spec.dirmode
+    if dirmode is None:
+        dirmode = DIRECTORY_MODE if chosen is None else 0o2000 | bits | (bits & 0o444) >> 2 | (bits & 0o222) >> 1
+    gid = spec.gid
+    if gid is None and context.group is not None:
+        gid = group_id(context.group)
+        if gid is None:
+            raise RequestError(context.group, "no such group")
+    return SocketDirectory(spec.path or STANDARD_PATH + _user(), bits, dirmode, gid)
+
+
+def _user() -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"u{os.geteuid()}"
+
+
+def _connect_own(data: socket.socket, path: str, control: socket.socket) -> None:
+    """Connect to the data socket that a client has named, if it belongs to the client.  Raises ProtocolError and
+    OSError.
+
+    The proof and the connection are about the same inode, however the path changes meanwhile.
+    """
+    if not path or path.startswith("\0"):
+        raise ProtocolError("control socket", "the client's data socket has no name in the file system")
+    _, uid, _ = _UCRED.unpack(control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    inode = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        owner = os.fstat(inode).st_uid
+        if uid not in (0, owner):
+            raise ProtocolError(path, f"belongs to user {owner}, but the client is user {uid}")
+        data.connect(f"/proc/self/fd/{inode}")
+    finally:
+        os.close(inode)
