@@ -36,6 +36,8 @@
 #define VXLAN_FLAGS 0x08000000 /* first 32-bit word of a VXLAN header: only the I bit */
 #define FLOWLABEL_CAPABLE 0xde0d1 /* outer IPv6 flow label of a sender that accepts a zero UDP checksum */
 #define BOUNCE_TPID 0x88a8   /* frames that come back from the exception tap carry their port index in this tag */
+#define ENDPOINT_META 0x0200 /* first two bytes of the outer source MAC of packets from the exception worker, the uplink's ifindex in
+				network byte order behind them */
 #define UPLINK_KEY 0x80000000 /* or-ed to the ifindex of an uplink in `ingress`, so that one device can be a port and an uplink */
 #define REFRESH_NS 500000000 /* an FDB entry's time is rewritten at most this often */
 
@@ -51,6 +53,7 @@ enum port_kind {
 	PORT_STACK = 2, /* tap:// the host's own stack: input at egress, output into ingress */
 	PORT_TUNNEL = 3, /* a vxvde or vxlan network */
 	PORT_UPLINK = 4, /* counters of an uplink device; not a member of any switch */
+	PORT_EXCEPTION = 5, /* the exception tap, seen as an uplink */
 };
 
 enum port_flag {
@@ -70,7 +73,7 @@ enum tunnel_flag {
 };
 
 /* Indices of the per-path counters. */
-enum path {
+enum frame_path {
 	PATH_TC = 0, /* tc program */
 	PATH_XDP = 1, /* XDP program */
 	PATH_EXCEPTION = 2, /* through the exception tap and a UDP socket */
@@ -117,6 +120,14 @@ enum event {
 	EV_MAX = 8,
 };
 
+/* Programs that others continue in, in the map `jumps`. */
+enum jump {
+	JUMP_FLOOD = 0, /* send to every other port of the switch */
+	JUMP_GROUP = 1, /* send to the tunnel's group */
+	JUMP_BOUNCE = 2, /* port input, of a frame that comes back from the exception tap */
+	JUMP_MAX = 3,
+};
+
 struct fdb_key {
 	__u32 switch_id;
 	__u16 vlan; /* VID of the outermost tag, 0 without */
@@ -138,7 +149,7 @@ struct fdb_entry {
 	__u8 pad;
 	__u32 addr[4]; /* endpoint, network byte order; IPv4 in addr[3], the rest as in ::ffff:0:0/96 */
 	__be16 udp_port;
-	__u16 pad2[3];
+	__u8 next_hop[6]; /* outer source MAC of the endpoint's frames, for XDP; zero if not known */
 };
 
 struct switch_info {
@@ -202,7 +213,7 @@ struct counters {
 
 /*
  * Maps: M(name, type, key type, value type, entries, flags).  This table is the only place that knows them.
- * counters and ports are indexed by port index; tunnels by the tunnel's port index.
+ * counters and ports are indexed by port index; tunnels by the tunnel's port index; jumps by enum jump.
  */
 #define VDEXDP_MAPS(M) \
 	M(fdb, LRU_HASH, struct fdb_key, struct fdb_entry, MAX_FDB, 0) \
@@ -213,6 +224,7 @@ struct counters {
 	M(endpoints, HASH, struct endpoint_key, __u32, MAX_ENDPOINTS, 0) \
 	M(generations, ARRAY, __u32, __u32, GEN_SLOTS, 0) \
 	M(counters, PERCPU_ARRAY, __u32, struct counters, MAX_PORTS, 0) \
-	M(tx_ports, DEVMAP, __u32, __u32, MAX_PORTS, 0)
+	M(tx_ports, DEVMAP, __u32, __u32, MAX_PORTS, 0) \
+	M(jumps, PROG_ARRAY, __u32, __u32, JUMP_MAX, 0)
 
 #endif

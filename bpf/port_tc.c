@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Input of local ports.  At tc ingress of a "wire" port; at tc egress of a "stack" port, where the host's own stack sends.
+ * Built once more as `bounce`, for frames that went through the exception tap to be segmented.
+ */
+#include "switch_tc.h"
+
+static __always_inline int local_port(struct __sk_buff *skb, int at_ingress)
+{
+	__u32 ifindex = skb->ifindex;
+	__u32 *in = map_lookup(MAP(ingress), &ifindex);
+
+	return in ? port_input(skb, *in, PATH_TC, at_ingress) : VERDICT_NEXT;
+}
+
+#ifdef BOUNCE
+PROGRAM(bounce, "tc")(struct __sk_buff *skb)
+{
+	return port_input(skb, skb->cb[CB_IN], PATH_EXCEPTION, 1);
+}
+#elif defined(AT_EGRESS)
+PROGRAM(port_egress, "tc")(struct __sk_buff *skb)
+{
+	return local_port(skb, 0);
+}
+#else
+PROGRAM(port_ingress, "tc")(struct __sk_buff *skb)
+{
+	return local_port(skb, 1);
+}
+#endif

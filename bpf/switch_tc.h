@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The switch, for tc programs: learn, decide, send.  Complete: whatever an XDP program leaves ends here.
+ *
+ * Flooding is a program of its own (flood_tc.c): its loop is what costs the verifier most, and it is not in the way of
+ * known unicast.
+ */
+#ifndef VDEXDP_SWITCH_TC_H
+#define VDEXDP_SWITCH_TC_H
+
+#include "output_tc.h"
+
+/* Words of skb->cb, from a program to the one it continues in. */
+#define CB_SWITCH 0
+#define CB_IN 1
+#define CB_PATH 2
+
+/* Sends to the entry's place: a local port, or an endpoint behind the tunnel. */
+static __always_inline int send_to(struct __sk_buff *skb, struct fdb_entry *e, struct port_info *port, struct frame *f, struct counters *c,
+				   int at_ingress)
+{
+	struct target to;
+	struct tunnel_info *t;
+
+	if (port->kind != PORT_TUNNEL)
+		return send_local(skb, port, c, e->port, f->frames, f->path, at_ingress);
+	t = tunnel_at(e->port);
+	if (!t)
+		return count_drop(c, DROP_NO_SWITCH);
+	__builtin_memcpy(to.addr, e->addr, 16);
+	to.port = e->udp_port;
+	to.ttl = 64;
+	to.group = 0;
+	return send_tunnel(skb, t, e->port, &to, e->flags, f);
+}
+
+/* Continues in the flood program, which finds in skb->cb what it has to know. */
+static __always_inline int flood(struct __sk_buff *skb, struct frame *f, struct counters *c)
+{
+	count_event(c, EV_FLOOD);
+	skb->cb[CB_SWITCH] = f->key.switch_id;
+	skb->cb[CB_IN] = f->in;
+	skb->cb[CB_PATH] = f->path;
+	tail_call(skb, MAP(jumps), JUMP_FLOOD);
+	return count_drop(c, DROP_REDIRECT);
+}
+
+/* A frame enters the switch by a local port. */
+static __always_inline int port_input(struct __sk_buff *skb, __u32 in, __u8 path, int at_ingress)
+{
+	struct port_info *port = port_at(in), *out;
+	struct counters *c = counters_at(in);
+	struct switch_info *sw;
+	struct fdb_entry *e = NULL;
+	struct frame f = {};
+	struct eth eth;
+
+	if (!port)
+		return VERDICT_NEXT;
+	sw = switch_at(port->switch_id);
+	if (!sw)
+		return count_drop(c, DROP_NO_SWITCH);
+	if (skb_load_bytes(skb, 0, &eth, ETH_LEN))
+		return count_drop(c, DROP_RUNT);
+	if (!skb->gso_size && frame_len(skb) > FRAME_MAX + 4)
+		return count_drop(c, DROP_TOO_BIG);
+	f.in = in;
+	f.path = path;
+	f.frames = frames_of(skb);
+	count_rx(c, path, f.frames, frame_len(skb));
+
+	f.key.switch_id = port->switch_id;
+	if (skb->vlan_present) {
+		f.key.vlan = skb->vlan_tci & 0xfff;
+	} else if (is_vlan(eth.proto)) {
+		__be16 tci = 0;
+
+		skb_load_bytes(skb, ETH_LEN, &tci, 2);
+		f.key.vlan = swap16(tci) & 0xfff;
+	}
+	if (sw->mode == MODE_SWITCH) {
+		f.at.port = in;
+		f.at.last_seen = ktime_ns();
+		f.at.generation = sw->generation + port->generation;
+		__builtin_memcpy(f.key.mac, eth.src, 6);
+		fdb_learn(&f.key, &f.at, sw, port, c);
+		if (!is_group(eth.dst)) {
+			__builtin_memcpy(f.key.mac, eth.dst, 6);
+			e = fdb_find(&f.key, sw, &out, f.at.last_seen, c);
+		}
+	}
+	if (e) {
+		if (e->port == in)
+			return count_drop(c, DROP_SAME_PORT);
+		return send_to(skb, e, out, &f, c, at_ingress);
+	}
+	if (sw->mode == MODE_CABLE && !sw->tunnel) {
+		__u32 other = sw->member[0] == in ? sw->member[1] : sw->member[0];
+
+		out = port_at(other);
+		if (!out || sw->members != 2 || out->switch_id != port->switch_id)
+			return count_drop(c, DROP_NO_PORTS);
+		return send_local(skb, out, c, other, f.frames, path, at_ingress);
+	}
+	return flood(skb, &f, c);
+}
+
+#endif

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The kernel half's contract, derived from ``bpf/abi.h``.
+
+Nothing is typed in twice: this module reads the header's restricted dialect (the rules stand at its top) and makes ctypes structures,
+constants and map definitions of it.  ``tests/bpf/test_abi.py`` compares the result with what a C compiler makes of the same
+header: sizes, offsets, values.
+
+* ``K``: every ``#define`` and enumerator with an integer value, by name;
+* ``S``: every struct, by name, as a :class:`ctypes.Structure`;
+* ``enum(name)``: the enumerators in order, with their help texts;
+* ``MAPS``: the map table.
+
+``__be16`` and ``__be32`` members hold network byte order, everything else the host's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+_SCALARS: dict[str, type[Any]] = {
+    "__u8": ctypes.c_uint8,
+    "__u16": ctypes.c_uint16,
+    "__be16": ctypes.c_uint16,
+    "__u32": ctypes.c_uint32,
+    "__be32": ctypes.c_uint32,
+    "__u64": ctypes.c_uint64,
+}
+
+
+def source_dir() -> Path:
+    """Where the C sources are: inside an installed package, or beside it in a checkout."""
+    installed = _PACKAGE / "_bpf"
+    return installed if installed.is_dir() else _PACKAGE.parent / "bpf"
+
+
+@dataclass(frozen=True)
+class Enumerator:
+    name: str
+    value: int
+    help: str
+
+    @property
+    def label(self) -> str:
+        """The name without its prefix, in lower case, as metrics and ``show`` print it: DROP_NO_ROOM → no_room."""
+        return self.name.split("_", 1)[1].lower()
+
+
+@dataclass(frozen=True)
+class MapDefinition:
+    name: str
+    kind: str  # as in BPF_MAP_TYPE_<kind>
+    key: type[Any]
+    value: type[Any]
+    entries: int
+    flags: int
+
+    @property
+    def percpu(self) -> bool:
+        return self.kind.startswith("PERCPU")
+
+
+def _integer(text: str, known: dict[str, int]) -> int | None:
+    text = text.strip()
+    if text in known:
+        return known[text]
+    try:
+        return int(text, 0)
+    except ValueError:
+        return None
+
+
+def _parse(
+    text: str,
+) -> tuple[dict[str, int], dict[str, type[Any]], dict[str, list[Enumerator]], dict[str, MapDefinition]]:
+    constants: dict[str, int] = {}
+    structs: dict[str, type[Any]] = {}
+    enums: dict[str, list[Enumerator]] = {}
+    maps: dict[str, MapDefinition] = {}
+    for name, value in re.findall(r"^#define\s+(\w+)\s+(\w+)\b", text, re.M):
+        number = _integer(value, constants)
+        if number is not None:
+            constants[name] = number
+    for name, body in re.findall(r"^enum\s+(\w+)\s*\{(.*?)^\};", text, re.M | re.S):
+        rows = re.findall(r"(\w+)\s*=\s*(\w+),(?:\s*/\*\s*(.*?)\s*\*/)?", body, re.S)
+        enums[name] = [Enumerator(key, int(value, 0), help_text) for key, value, help_text in rows]
+        constants.update({row.name: row.value for row in enums[name]})
+    for name, body in re.findall(r"^struct\s+(\w+)\s*\{(.*?)^\};", text, re.M | re.S):
+        body = re.sub(r"/\*.*?\*/", "", body, flags=re.S)
+        fields: list[tuple[str, type[Any]]] = []
+        for kind, field, count in re.findall(r"(\w+)\s+(\w+)(?:\[(\w+)\])?;", body):
+            scalar = _SCALARS[kind]
+            length = _integer(count, constants) if count else None
+            fields.append((field, scalar * length if length is not None else scalar))
+        structs[name] = type(name, (ctypes.Structure,), {"_fields_": fields})
+    table = text[text.index("#define VDEXDP_MAPS(M)") :]
+    for row in re.findall(r"\bM\((\w+, [^)]*)\)", table):
+        name, kind, key, value, entries, flags = (cell.strip() for cell in row.split(","))
+
+        def typed(cell: str) -> type[Any]:
+            return structs[cell.removeprefix("struct ")] if cell.startswith("struct ") else _SCALARS[cell]
+
+        size, bits = _integer(entries, constants), _integer(flags, constants)
+        if size is None or bits is None:
+            raise ValueError(f"abi.h: map {name}: {entries} or {flags} is not a constant")
+        maps[name] = MapDefinition(name, kind, typed(key), typed(value), size, bits)
+    return constants, structs, enums, maps
+
+
+K, S, _ENUMS, MAPS = _parse((source_dir() / "abi.h").read_text())
+
+
+@cache
+def enum(name: str) -> tuple[Enumerator, ...]:
+    """The enumerators of ``enum name``, without the closing ``…_MAX``."""
+    return tuple(row for row in _ENUMS[name] if not row.name.endswith("_MAX"))

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From C sources to BPF instructions, by way of a cache.
+
+Compiled instructions are the same on every kernel of one architecture (what kernels differ in is tried at load or attach
+time), so that the cache is keyed by the sources and the flags alone and may be shipped.  Compiling happens in child processes, all
+programs that are wanted at once in parallel: see :mod:`vdexdp.control.bytecode_bcc`.
+
+Maps are addressed by placeholder descriptors, numbered from ``FIRST_MAP`` on in the order of ``abi.MAPS``; :func:`relocate` puts real
+descriptors in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from vdexdp.control import abi
+from vdexdp.errors import KernelFeatureError
+
+FIRST_MAP = 1000
+_COMPILE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Program:
+    """One loadable program: its C file and function, and the defines that make it."""
+
+    name: str
+    kind: Literal["tc", "xdp"]
+    source: str
+    defines: tuple[str, ...] = ()
+
+
+PROGRAMS: dict[str, Program] = {
+    program.name: program
+    for program in (
+        Program("port_ingress", "tc", "port_tc.c"),
+        Program("port_egress", "tc", "port_tc.c", ("AT_EGRESS",)),
+        Program("uplink_ingress", "tc", "uplink_tc.c", ("UPLINK_PROGRAM=uplink_ingress",)),
+        Program("exception_ingress", "tc", "uplink_tc.c", ("UPLINK_PROGRAM=exception_ingress", "EXCEPTION_TAP")),
+        Program("flood_all", "tc", "flood_tc.c"),
+        Program("flood_group", "tc", "flood_tc.c", ("TO_GROUP",)),
+        Program("bounce", "tc", "port_tc.c", ("BOUNCE",)),
+        Program("port_xdp", "xdp", "port_xdp.c"),
+        Program("uplink_xdp", "xdp", "uplink_xdp.c"),
+    )
+}
+
+
+def cache_dir() -> Path:
+    """Root's is shared by the host's daemons; other users have their own."""
+    if os.geteuid() == 0:
+        return Path("/var/cache/vdexdp")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vdexdp"
+
+
+@cache
+def _sources_digest() -> str:
+    digest = hashlib.sha256(platform.machine().encode())
+    for path in sorted(abi.source_dir().glob("*.[ch]")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+def _file_name(program: Program) -> str:
+    return f"{program.name}-{_sources_digest()}.bpf"
+
+
+def _trusted(path: Path) -> bool:
+    """Instructions are loaded with our privileges: nobody else may have been able to write them."""
+    with suppress(OSError):
+        for item in (path, path.parent):
+            info = item.stat()
+            if info.st_uid not in (0, os.geteuid()) or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                return False
+        return True
+    return False
+
+
+def _cached(program: Program) -> bytes | None:
+    for folder in (abi.source_dir().parent / "_bytecode", cache_dir()):
+        path = folder / _file_name(program)
+        if _trusted(path):
+            with suppress(OSError):
+                image = path.read_bytes()
+                if image and len(image) % 8 == 0:
+                    return image
+    return None
+
+
+def _store(program: Program, image: bytes) -> None:
+    folder = cache_dir()
+    with suppress(OSError):  # a cache that can't be written costs the next start a second, nothing else
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for old in folder.glob(f"{program.name}-*.bpf"):
+            old.unlink(missing_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as stream:
+            stream.write(image)
+        os.chmod(stream.name, 0o644)
+        os.replace(stream.name, folder / _file_name(program))
+
+
+def command(program: Program, tree: Path) -> list[str]:
+    """The compiler child's command line; the stub kernel tree is made in ``tree``."""
+    maps = [f"-DFD_{name}={FIRST_MAP + number}" for number, name in enumerate(abi.MAPS)]
+    return [
+        sys.executable,
+        "-m",
+        "vdexdp.control.bytecode_bcc",
+        str(abi.source_dir() / program.source),
+        program.name,
+        str(tree),
+        "-DVDEXDP_BCC",
+        *maps,
+        *(f"-D{define}" for define in program.defines),
+    ]
+
+
+def compile_programs(names: Iterable[str]) -> dict[str, bytes]:
+    """Compiles, in parallel, without looking into the cache, and fills it.
+
+    Raises KernelFeatureError with clang's first error, or with what has to be installed.
+    """
+    images: dict[str, bytes] = {}
+    with tempfile.TemporaryDirectory(prefix="vdexdp-compile-") as scratch:
+        children = {
+            name: subprocess.Popen(
+                command(PROGRAMS[name], Path(scratch) / name),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=scratch,
+                env={**os.environ, "PYTHONPATH": str(Path(abi.__file__).resolve().parents[2])},
+            )
+            for name in names
+        }
+        try:
+            for name, child in children.items():
+                image, messages = child.communicate(timeout=_COMPILE_SECONDS)
+                if child.returncode or not image:
+                    raise _refused(name, messages.decode(errors="replace"))
+                images[name] = image
+                _store(PROGRAMS[name], image)
+        except subprocess.TimeoutExpired:
+            raise KernelFeatureError("compiler", f"no result within {_COMPILE_SECONDS} s", "try again") from None
+        finally:
+            for child in children.values():
+                if child.poll() is None:
+                    child.kill()
+                    child.wait()
+    return images
+
+
+def _refused(name: str, messages: str) -> KernelFeatureError:
+    lines = [line for line in messages.splitlines() if line.strip()]
+    if "No module named 'bcc'" in messages:
+        return KernelFeatureError(
+            f"program {name}",
+            "not in the bytecode cache, and bcc is not installed to compile it",
+            'install it with "apt-get install python3-bpfcc" and use a virtual environment with --system-site-packages, or use '
+            "--accel off",
+        )
+    if "FileNotFoundError" in messages and lines:
+        return KernelFeatureError(
+            f"program {name}", lines[-1], 'install the headers with "apt-get install linux-libc-dev"'
+        )
+    first = next((line for line in lines if "error:" in line), lines[-1] if lines else "no message")
+    return KernelFeatureError(f"program {name}", f"does not compile: {first}", "run again with -v for the whole output")
+
+
+def images(names: Iterable[str]) -> dict[str, bytes]:
+    """Instructions for each program, from the cache where they are there."""
+    wanted = list(names)
+    found = {name: image for name in wanted if (image := _cached(PROGRAMS[name])) is not None}
+    missing = [name for name in wanted if name not in found]
+    return found | (compile_programs(missing) if missing else {})
+
+
+def relocate(image: bytes, map_fds: Mapping[str, int]) -> bytes:
+    """Replaces placeholder descriptors: the immediates of ``ld_imm64`` (opcode 0x18) with source register 1 (BPF_PSEUDO_MAP_FD)."""
+    names = list(abi.MAPS)
+    out = bytearray(image)
+    offset = 0
+    while offset < len(out):
+        if out[offset] == 0x18:
+            if out[offset + 1] >> 4 == 1:
+                (placeholder,) = struct.unpack_from("=i", out, offset + 4)
+                struct.pack_into("=i", out, offset + 4, map_fds[names[placeholder - FIRST_MAP]])
+            offset += 8
+        offset += 8
+    return bytes(out)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The compiler's child process: C source in, BPF instructions out.  The only importer of bcc.
+
+It is a process of its own because LLVM's memory is never given back, bcc changes the working directory, and clang writes its messages to
+descriptor 2.  Run as ``python -m vdexdp.control.bytecode_bcc SOURCE FUNCTION TREE CFLAG…``; the instructions come on descriptor 1,
+clang's messages on 2.
+
+No kernel headers are needed: bcc is pointed to a stub tree with the few files that its own preamble includes, and with
+links to the uapi headers of linux-libc-dev.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+_KCONFIG = """\
+#ifndef VDEXDP_STUB_KCONFIG_H
+#define VDEXDP_STUB_KCONFIG_H
+/* bcc brings its own linux/bpf.h: hide the system's. */
+#define __LINUX_BPF_H__
+#define CONFIG_BPF_SYSCALL 1
+#include <linux/types.h>
+typedef __u8 u8;
+typedef __u16 u16;
+typedef __u32 u32;
+typedef __u64 u64;
+typedef __s8 s8;
+typedef __s16 s16;
+typedef __s32 s32;
+typedef __s64 s64;
+typedef _Bool bool;
+typedef __SIZE_TYPE__ size_t;
+typedef __UINTPTR_TYPE__ uintptr_t;
+#define true 1
+#define false 0
+#ifndef NULL
+#define NULL ((void *)0)
+#endif
+#endif
+"""
+
+
+def make_tree(tree: Path) -> None:
+    """Builds the stub kernel tree; idempotent.  Raises FileNotFoundError where linux-libc-dev is not installed."""
+    include = tree / "include"
+    files = {
+        include / "linux" / "log2.h": "",
+        include / "linux" / "kconfig.h": _KCONFIG,
+        include / "asm" / "page.h": "#define PAGE_SIZE 4096\n",
+    }
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+    uapi = include / "uapi"
+    uapi.mkdir(exist_ok=True)
+    multiarch = Path("/usr/include") / f"{os.uname().machine}-linux-gnu"
+    for name, target in (
+        ("linux", Path("/usr/include/linux")),
+        ("asm-generic", Path("/usr/include/asm-generic")),
+        ("asm", multiarch / "asm"),
+    ):
+        if not target.is_dir():
+            raise FileNotFoundError(str(target))
+        link = uapi / name
+        if not link.is_symlink():
+            link.symlink_to(target)
+
+
+def main(argv: list[str]) -> int:
+    source, function, tree, *cflags = argv
+    out = os.dup(1)
+    os.dup2(2, 1)  # whatever LLVM prints is a message, not an instruction
+    make_tree(Path(tree))
+    os.environ["BCC_KERNEL_SOURCE"] = tree
+    import bcc
+
+    try:
+        bpf = bcc.BPF(text=Path(source).read_text(), cflags=["-w", "-I", str(Path(source).resolve().parent), *cflags])
+        image = bpf.dump_func(function)
+    except Exception as error:  # bcc raises nothing narrower; clang's own messages went to descriptor 2
+        print(f"{source}: {error}", file=sys.stderr)
+        return 1
+    with os.fdopen(out, "wb") as stream:
+        stream.write(image)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The kernel objects: maps, programs, and the links that hold programs to interfaces.
+
+Everything lives by descriptor.  :meth:`Dataplane.create` makes new maps; :meth:`Dataplane.adopt` goes on with maps that another
+process held meanwhile.  Programs are loaded when the first interface wants one.  An attachment is a :class:`Link`; when the
+last duplicate of its descriptor is closed, by whatever death, the kernel detaches the program.
+
+Attach points:
+
+=====================  ====  =======================================================================
+``port_ingress``       tc    input of a "wire" port (netdev://)
+``port_egress``        tc    input of a "stack" port (tap://): what the host sends on it
+``uplink_ingress``     tc    decapsulation on an uplink
+``exception_ingress``  tc    what the exception worker writes to the exception tap
+``port_xdp``           xdp   fast path of a "wire" port, always together with ``port_ingress``
+``uplink_xdp``         xdp   fast path of an uplink, always together with ``uplink_ingress``
+=====================  ====  =======================================================================
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+
+from vdexdp.control import abi, bytecode, libbpf
+from vdexdp.errors import HostError, KernelFeatureError, PrivilegeError
+
+_NOBODY = 0x7FFFFFFF
+"""An interface index that does not exist: attaching to it shows by its errno whether the kernel knows the attach type."""
+
+_JUMPS = {
+    "flood_all": abi.K["JUMP_FLOOD"],
+    "flood_group": abi.K["JUMP_GROUP"],
+    "bounce": abi.K["JUMP_BOUNCE"],
+}
+"""Programs that are not attached but continued in, and their places in the map ``jumps``."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What this kernel was found to have, by trying.
+
+    ``tcx``: tc programs held by links (>= 6.6); else clsact.  ``xdp_link``: the same for XDP (>= 5.9).
+    """
+
+    tcx: bool
+    xdp_link: bool
+
+
+class Link:
+    """An attached program.  ``fd`` is -1 where the kernel has no links and ``close`` undoes the attachment by other means."""
+
+    def __init__(self, fd: int, point: str, ifindex: int, undo: Callable[[], None] | None = None) -> None:
+        self.fd = fd
+        self.point = point
+        self.ifindex = ifindex
+        self._undo = undo
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        if self._undo is not None:
+            undo, self._undo = self._undo, None
+            undo()
+
+
+def _attach_type(point: str) -> int:
+    if point.endswith("_xdp"):
+        return libbpf.ATTACH_XDP
+    return libbpf.ATTACH_TCX_EGRESS if point == "port_egress" else libbpf.ATTACH_TCX_INGRESS
+
+
+def _denied(error: OSError) -> HostError:
+    if error.errno == errno.EPERM:
+        return PrivilegeError(
+            "bpf(2)", "not permitted", "run as root, or with CAP_BPF and CAP_NET_ADMIN; --accel off needs neither"
+        )
+    return HostError.from_oserror("bpf(2)", error)
+
+
+class Dataplane:
+    """All maps of one daemon, and the programs over them."""
+
+    def __init__(self, maps: dict[str, libbpf.Map]) -> None:
+        self.maps = maps
+        self._programs: dict[str, int] = {}
+
+    @classmethod
+    def create(cls) -> Dataplane:
+        """New, empty maps.  Raises PrivilegeError or HostError."""
+        maps: dict[str, libbpf.Map] = {}
+        try:
+            for definition in abi.MAPS.values():
+                maps[definition.name] = libbpf.Map.create(
+                    definition.name,
+                    definition.kind,
+                    definition.key,
+                    definition.value,
+                    definition.entries,
+                    definition.flags,
+                )
+        except OSError as error:
+            for one in maps.values():
+                one.close()
+            raise _denied(error) from error
+        return cls(maps)
+
+    @classmethod
+    def adopt(cls, map_fds: Mapping[str, int]) -> Dataplane:
+        """Goes on with existing maps; takes over the descriptors.  Raises HostError where they are not ours or of another layout."""
+        maps: dict[str, libbpf.Map] = {}
+        for definition in abi.MAPS.values():
+            fd = map_fds.get(definition.name, -1)
+            one = libbpf.Map(fd, definition.key, definition.value, percpu=definition.percpu)
+            try:
+                info = libbpf.map_info(fd)
+            except OSError as error:
+                raise HostError.from_oserror(f"map {definition.name}", error) from error
+            found = (info.type, info.key_size, info.value_size, info.max_entries)
+            expected = (
+                libbpf.MAP_TYPES[definition.kind],
+                libbpf.ctypes.sizeof(definition.key),
+                libbpf.ctypes.sizeof(definition.value),
+                definition.entries,
+            )
+            if found != expected:
+                raise HostError(
+                    f"map {definition.name}", "has another layout than this version's", "unplug everything and start afresh"
+                )
+            maps[definition.name] = one
+        return cls(maps)
+
+    def prepare(self, points: Iterable[str]) -> None:
+        """Loads the programs for these attach points at once (compiling in parallel what is not cached)."""
+        wanted = dict.fromkeys((*_JUMPS, *points))
+        missing = [name for name in wanted if name not in self._programs]
+        if not missing:
+            return
+        fds = {name: one.fd for name, one in self.maps.items()}
+        for name, image in bytecode.images(missing).items():
+            kind = bytecode.PROGRAMS[name].kind
+            try:
+                self._programs[name] = libbpf.prog_load(kind, name, bytecode.relocate(image, fds))
+            except OSError as error:
+                raise _denied(error) from error
+            if name in _JUMPS:
+                self.maps["jumps"].update(_JUMPS[name], self._programs[name])
+
+    def program(self, point: str) -> int:
+        """The loaded program's descriptor."""
+        self.prepare((point,))
+        return self._programs[point]
+
+    @cached_property
+    def features(self) -> Features:
+        def knows(point: str, attach_type: int) -> bool:
+            try:
+                os.close(libbpf.link_create(self.program(point), _NOBODY, attach_type))
+            except OSError as error:
+                return error.errno == errno.ENODEV
+            return True
+
+        return Features(tcx=knows("uplink_ingress", libbpf.ATTACH_TCX_INGRESS), xdp_link=True)
+
+    def attach(self, ifindex: int, point: str, *, xdp_native: bool = True) -> Link:
+        """Attaches; raises KernelFeatureError or HostError, with nothing changed."""
+        flags = 0
+        if point.endswith("_xdp"):
+            flags = libbpf.XDP_FLAGS_DRV_MODE if xdp_native else libbpf.XDP_FLAGS_SKB_MODE
+        try:
+            return Link(libbpf.link_create(self.program(point), ifindex, _attach_type(point), flags), point, ifindex)
+        except OSError as error:
+            if error.errno == errno.EINVAL and not point.endswith("_xdp") and not self.features.tcx:
+                raise KernelFeatureError("tcx", "this kernel (before 6.6) has no links for tc programs") from error
+            if error.errno in (errno.EBUSY, errno.EEXIST):
+                raise HostError(
+                    f"interface {ifindex}", "another XDP program is attached", 'see it with "bpftool net", or use hook=tc'
+                ) from error
+            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL) and point.endswith("_xdp"):
+                raise KernelFeatureError(
+                    f"interface {ifindex}", f"its driver refuses native XDP ({os.strerror(error.errno)})", "use hook=tc"
+                ) from error
+            raise HostError.from_oserror(f"interface {ifindex}", error) from error
+
+    def replace(self, link_fd: int, point: str) -> None:
+        """Puts this version's program behind an existing link, without losing a frame."""
+        try:
+            libbpf.link_update(link_fd, self.program(point))
+        except OSError as error:
+            raise HostError.from_oserror(f"link of {point}", error) from error
+
+    def close(self) -> None:
+        """Lets go of this process's descriptors; what others hold lives on."""
+        for fd in self._programs.values():
+            with suppress(OSError):
+                os.close(fd)
+        self._programs.clear()
+        for one in self.maps.values():
+            one.close()
