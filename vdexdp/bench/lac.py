@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``vdexdp bench lac``: two guests on two hosts in one LAC, against Linux bridge + kernel vxlan and against
+stock vde_plug.
+
+Every contestant has the same network: hosts *left* and *right* are network namespaces, joined by a veth
+underlay with an MTU of 9000, so that the guests' 1500 bytes need no fragments; a guest namespace on each.  Each
+is set up as well as it can be:
+
+* the kernel's guests are veths on a Linux bridge, together with a multicast vxlan device; GSO everywhere;
+* stock VDE's guests own the tap itself, moved into their namespaces, which spares it a bridge and a veth;
+* ours are veths whose near ends are ``netdev://`` ports.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from vdexdp.bench.contest import Contestant, Progress, compete, require_tools
+from vdexdp.bench.generator import FRAME, flood, paced, udp_frame
+from vdexdp.bench.report import Metric, Report, Target
+from vdexdp.errors import HostError
+from vdexdp.lab import GUEST_MTU, UNDERLAY, Lab, Namespace, Process, wait_until
+from vdexdp.lab.measure import iperf_server, ping, tcp
+
+UNDERLAY_MTU = 9000
+GROUP = "234.0.0.1"
+PINGS, PING_INTERVAL = 150, 0.002
+FRAME_SECONDS, PACED_SECONDS = 1.0, 0.25
+
+METRICS = (
+    Metric("tcp_out", "TCP →", "Gbit/s", 1e-9, 2),
+    Metric("tcp_in", "TCP ←", "Gbit/s", 1e-9, 2),
+    Metric("frames", f"{FRAME}-byte frames", "k/s", 1e-3, 0),
+    Metric("rtt", "ping", "µs", 1e6, 0, less_is_better=True),
+    Metric("cpu_per_bit", "CPU", "ms/Gbit", 1e12, 0, less_is_better=True),
+)
+TCP = ("tcp_out", "tcp_in")
+TARGETS = (
+    Target("TCP against bridge + kernel vxlan", "vdexdp", "kernel", TCP, 1.2),
+    Target("TCP against stock vde_plug", "vdexdp", "stock", TCP, 15),
+    Target("small frames against bridge + kernel vxlan", "vdexdp", "kernel", ("frames",), 2.5),
+    Target("small frames against stock vde_plug", "vdexdp", "stock", ("frames",), 8),
+    Target("ping against bridge + kernel vxlan", "vdexdp", "kernel", ("rtt",), 1.0),
+)
+ABOUT = (
+    "Guest to guest over two hosts (namespaces of this machine, veth underlay with MTU 9000, guests with MTU 1500), "
+    "all contestants interleaved in one run, medians. TCP: one iperf3 stream, from the left guest (→) and to it (←). "
+    f"{FRAME}-byte frames: UDP datagrams counted by the right guest's IP layer; sent as a flood of XDP live frames, "
+    "and to stock vde_plug also by a paced sender, the better result counts. ping: median round-trip. "
+    "CPU: busy time of the whole machine per Gbit of TCP, both guests and iperf3 included."
+)
+
+
+class LacContestant(Contestant):
+    """Two hosts and the measurements; a subclass joins the guests."""
+
+    left: Namespace
+    right: Namespace
+    left_guest: Namespace
+    right_guest: Namespace
+
+    def __init__(self, seconds: int) -> None:
+        self.seconds = seconds
+
+    def build(self, lab: Lab) -> None:
+        self.left, self.right = lab.host("left"), lab.host("right")
+        lab.underlay(self.left, self.right, mtu=UNDERLAY_MTU)
+        self.left_guest = self.join(lab, self.left, 1)
+        self.right_guest = self.join(lab, self.right, 2)
+        address, _ = Lab.guest_addresses(2)
+        wait_until(lambda: ping(self.left_guest, address, 1, timeout=0.3).received, 8, f"{self.title}: a first ping")
+        iperf_server(self.right_guest)
+        self.frame = udp_frame(
+            self.left_guest.mac("eth0"), self.right_guest.mac("eth0"), Lab.guest_addresses(1)[0], address
+        )
+
+    @abstractmethod
+    def join(self, lab: Lab, host: Namespace, number: int) -> Namespace:
+        """Make the guest of this number on the host and plug it into the LAC."""
+
+    def frames(self) -> float:
+        """Small frames per second that reach the right guest."""
+        return flood(self.left_guest, self.right_guest, self.frame, FRAME_SECONDS).received
+
+    def measure(self) -> Mapping[str, float]:
+        address, _ = Lab.guest_addresses(2)
+        out = tcp(self.left_guest, address, self.seconds)
+        back = tcp(self.left_guest, address, self.seconds, reverse=True)
+        seen = ping(self.left_guest, address, PINGS, PING_INTERVAL)
+        if not seen.received:
+            raise HostError(self.title, "no ping comes back")
+        return {
+            "tcp_out": out.bits_per_second,
+            "tcp_in": back.bits_per_second,
+            "frames": self.frames(),
+            "rtt": seen.median / 1e3,
+            "cpu_per_bit": (out.cpu + back.cpu) / (out.bits_per_second + back.bits_per_second),
+        }
+
+
+@contextmanager
+def _polling(host: Namespace, port: str) -> Iterator[None]:
+    """The near end of a guest's veth polls, and so takes redirected XDP frames."""
+    host.run("ethtool", "-K", port, "gro", "on")
+    try:
+        yield
+    finally:
+        host.run("ethtool", "-K", port, "gro", "off")
+
+
+class Kernel(LacContestant):
+    key = "kernel"
+    title = "bridge + kernel vxlan"
+    how = "Linux bridge with the guest's veth and a multicast vxlan device, as it comes, GSO on"
+
+    def join(self, lab: Lab, host: Namespace, number: int) -> Namespace:
+        port = f"g{number}"
+        guest = lab.guest(host, port, number)
+        host.ip(f"link add name vx0 mtu {GUEST_MTU} type vxlan id 1 group 239.1.1.1 dev {UNDERLAY} dstport 4789")
+        lab.bridge(host, "br0", port, "vx0")
+        return guest
+
+    def frames(self) -> float:
+        with _polling(self.left, "g1"):
+            return super().frames()
+
+
+class Stock(LacContestant):
+    key = "stock"
+    title = "stock vde_plug"
+    how = f"vde_plug tap://tap0 vxvde://{GROUP} on both hosts, the tap moved into the guest"
+    tools = ("vde_plug",)
+
+    def join(self, lab: Lab, host: Namespace, number: int) -> Namespace:
+        guest = lab.namespace(f"g{number}")
+        plug = host.spawn("vde_plug", "tap://tap0", f"vxvde://{GROUP}")
+        wait_until(lambda: host.exists("tap0") or ended(plug), 5, "stock vde_plug: its tap")
+        host.ip(f"link set dev tap0 netns {guest.full_name} name eth0")
+        lab.address(guest, "eth0", number)
+        return guest
+
+    def frames(self) -> float:
+        best = paced(self.left_guest, self.right_guest, self.frame, PACED_SECONDS)
+        return max(best.received, super().frames())
+
+
+class Vdexdp(LacContestant):
+    key = "vdexdp"
+    title = "vdexdp"
+    how = f"vdexdp vde_plug netdev://g1 vxvde://{GROUP} on both hosts, hooks as vdexdp chooses"
+    netdev_options = ""
+
+    def join(self, lab: Lab, host: Namespace, number: int) -> Namespace:
+        port = f"g{number}"
+        guest = lab.guest(host, port, number)
+        self.prepare(guest)
+        command = (sys.executable, "-m", "vdexdp", "vde_plug", "--accel", "require")
+        plug = host.spawn(*command, f"netdev://{port}{self.netdev_options}", f"vxvde://{GROUP}")
+        wait_until(lambda: plug.output() or ended(plug), 20, "vdexdp vde_plug: its line on stderr")
+        return guest
+
+    def prepare(self, guest: Namespace) -> None:
+        """What the guest itself has to set before."""
+
+    def frames(self) -> float:
+        with _polling(self.left, "g1"):
+            return super().frames()
+
+
+class VdexdpXdp(Vdexdp):
+    key = "vdexdp-xdp"
+    title = "vdexdp, hook=xdp"
+    how = "the same with XDP at the guests' ports; the guests finish their checksums, as XDP needs it"
+    netdev_options = "/hook=xdp"
+
+    def prepare(self, guest: Namespace) -> None:
+        guest.run("ethtool", "-K", "eth0", "tx", "off")
+
+    def frames(self) -> float:
+        return LacContestant.frames(self)
+
+
+def ended(process: Process) -> bool:
+    """False while it runs.  Raises HostError with what it said when it has ended."""
+    if process.poll() is None:
+        return False
+    raise HostError(" ".join(process.argv[4:]), f"ended with status {process.poll()}: {process.output().strip()}")
+
+
+def describe(measured: Mapping[str, float]) -> str:
+    """One sample in words."""
+    return ", ".join(
+        f"{metric.title} {measured[metric.key] * metric.scale:.{metric.digits}f} {metric.unit}"
+        for metric in METRICS
+        if metric.key in measured
+    )
+
+
+def run(runs: int, seconds: int, say: Progress) -> Report:
+    """Measure ``runs`` rounds with TCP streams of ``seconds``.  Raises HostError where a needed tool is missing."""
+    require_tools("ip", "iperf3", "ping", "ethtool")
+    contestants = [kind(seconds) for kind in (Kernel, Stock, Vdexdp, VdexdpXdp)]
+    return Report("lac", ABOUT, runs, METRICS, TARGETS, compete(contestants, runs, say, describe))
