@@ -101,8 +101,8 @@ def _is_loadable(name: str) -> bool:
     return True
 
 
-def find(scheme: str) -> Plugin | None:
-    """The plugin for libvdeplug's module of that name; None where there is none (or no libvdeplug)."""
+def module_path(scheme: str) -> str | None:
+    """Where libvdeplug would find its module of that name; without a directory where only the linker knows it."""
     if not re.fullmatch(r"[A-Za-z0-9_+-]+", scheme):
         return None
     lib = _library()
@@ -110,7 +110,13 @@ def find(scheme: str) -> Plugin | None:
         return None
     path = next((path for path in _candidates(scheme, lib) if os.path.isfile(path)), None)
     if path is None and "VDEPLUGIN_PATH" not in os.environ and _is_loadable(f"libvdeplug_{scheme}.so"):
-        path = f"libvdeplug_{scheme}.so"
+        return f"libvdeplug_{scheme}.so"
+    return path
+
+
+def find(scheme: str) -> Plugin | None:
+    """The plugin for libvdeplug's module of that name; None where there is none (or no libvdeplug)."""
+    path = module_path(scheme)
     if path is None:
         return None
     found = {"scheme": scheme, "summary": f"libvdeplug's C module {path}", "example": f"{scheme}://"}

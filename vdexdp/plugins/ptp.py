@@ -3,17 +3,20 @@
 
 The wire is a SOCK_SEQPACKET, one frame in a packet.  Who finds nobody on the path binds it and listens; who finds a
 listener connects and waits up to two seconds for one byte: 0 for welcome, or an errno, which is EISCONN when the
-listener has its peer already. An end without a peer drops and counts what it is given.  When the peer goes, a
-listener waits for the next one and a connector starts anew: it connects to whoever listens by then, or listens
-itself.
+listener has its peer already.  An end without a peer drops and counts what it is given.  When the peer goes, a listener
+waits for the next one and a connector starts anew: it connects to whoever listens by then, or listens itself.
+
+Older libvdeplugs, Debian's among them, speak another wire on the same path, see ptpdatagram.  Who comes second joins in
+whatever it finds.  Who comes first must choose, and takes the one of the libvdeplug that is installed: the other
+end is on the same host.  (docs/decisions tells why.)
 
 Nothing here waits after ``open``, which returns when the first attempt is decided; what fails later is tried again
 every second, and said in ``fault``.
 
 Two races are closed that libvdeplug's module has.  A socket file whose owner was killed refuses connections, and so
-does one that was bound and not yet listened on: so it counts as stale only after it has refused for a while, and
-only then is removed.  And should two ends remove it at once, one of them listens on a file that the other has
-deleted: so a listener without a peer looks every second whether the path still leads to it, and starts anew if not.
+does one that was bound and not yet listened on: so it counts as stale only after it has refused for a while, and only
+then is removed.  And should two ends remove it at once, one of them listens on a file that the other has deleted: so an
+end without a peer looks every second whether the path still leads to it, and starts anew if not.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ from dataclasses import dataclass
 
 from vdexdp.errors import HangUp, HostError, PrivilegeError, VnlError
 from vdexdp.plugins.base import Batch, NoKernelEnd, OpenContext, Parsed, Plugin, Stream
-from vdexdp.plugins.mmsg import Reader, Writer
+from vdexdp.plugins.mmsg import FATAL, Reader, Writer
+from vdexdp.plugins.ptpdatagram import LOOK, DatagramEnd, spoken_here
 
 ANSWER_WAIT = 2.0
 """Seconds that a connector waits for the listener's byte."""
@@ -65,6 +69,7 @@ class PtpStream(Stream):
         self._inode = (0, 0)  # device and inode of the path as we bound it
         self._asking: socket.socket | None = None  # connected, the listener's byte has not come yet
         self._peer: socket.socket | None = None
+        self._datagram: DatagramEnd | None = None
         self._reader: Reader | None = None
         self._writer: Writer | None = None
         self._due: float | None = None  # monotonic seconds of the next look or attempt, or of the end of asking
@@ -79,7 +84,10 @@ class PtpStream(Stream):
             raise
 
     def readers(self) -> Sequence[int]:
-        return [s.fileno() for s in (self._listener, self._asking, self._peer) if s is not None]
+        sockets = [s for s in (self._listener, self._asking, self._peer) if s is not None]
+        if self._datagram is not None:
+            sockets.append(self._datagram.socket)
+        return [s.fileno() for s in sockets]
 
     def timeout(self) -> float | None:
         return None if self._due is None else max(0.0, self._due - time.monotonic())
@@ -94,25 +102,30 @@ class PtpStream(Stream):
             self._due = time.monotonic() + RETRY
         if self._reader is not None:
             try:
-                self._reader.recv(batch)
+                got = self._reader.recv(batch)
             except (HangUp, OSError):
                 self._leave()
+            else:
+                if got and self._datagram is not None and not self._datagram.connected:
+                    self._datagram.look()
 
     def send(self, batch: Batch, start: int = 0) -> int:
-        if self._writer is None:
-            self.drops["no-peer"] += len(batch) - start
-            return len(batch) - start
-        try:
-            return self._writer.send(batch, start)
-        except OSError:
-            self.drops["no-peer"] += len(batch) - start
-            self._leave()
-            return len(batch) - start
+        if self._datagram is not None and not self._datagram.connected:
+            self._datagram.look()
+        if self._writer is not None and self._has_peer:
+            try:
+                return self._writer.send(batch, start)
+            except OSError:
+                self._leave()
+        self.drops["no-peer"] += len(batch) - start
+        return len(batch) - start
 
     def fault(self) -> str:
-        if self._fault or self._peer is not None:
-            return self._fault
-        return "no peer yet"
+        return self._fault or ("" if self._has_peer else "no peer yet")
+
+    @property
+    def _has_peer(self) -> bool:
+        return self._peer is not None or (self._datagram is not None and self._datagram.connected)
 
     def close(self) -> None:
         self._closed = True
@@ -120,10 +133,11 @@ class PtpStream(Stream):
         self._unlisten()
         self._leave()
         self._close_asking()
+        self._close_datagram()
 
     def _decide(self) -> None:
-        """Wait until the first attempt has come to something: a peer, a listener, or an error."""
-        while self._peer is None and self._listener is None:
+        """Wait until the first attempt has come to something: a peer, a name of our own, or an error."""
+        while self._peer is None and self._listener is None and self._datagram is None:
             descriptors = self.readers()
             select.select(descriptors, [], [], self.timeout())
             self._advance()
@@ -140,12 +154,14 @@ class PtpStream(Stream):
         if self._asking is not None:
             self._close_asking()
             raise HostError(self._path, f"who listens there has not answered for {ANSWER_WAIT:g} s", "is it stopped?")
+        if self._datagram is not None and not self._datagram.look():
+            self._close_datagram()
         if self._listener is not None and self._peer is None and not self._owns_path():
             self._unlisten()
-        if self._listener is None:
+        if self._listener is None and self._datagram is None:
             self._attempt()
         elif self._peer is None:
-            self._due = time.monotonic() + RETRY
+            self._due = time.monotonic() + (RETRY if self._datagram is None else LOOK)
 
     def _attempt(self) -> None:
         """Connect, or become the listener.  Raises HostError."""
@@ -158,9 +174,14 @@ class PtpStream(Stream):
                 self._refused()
                 return
             self._refused_since = 0.0
-            if error.errno != errno.ENOENT:
+            if error.errno == errno.EPROTOTYPE:
+                self._bind_datagram(second=True)
+            elif error.errno != errno.ENOENT:
                 raise self._error(error) from error
-            self._listen()
+            elif spoken_here():
+                self._bind_datagram(second=False)
+            else:
+                self._listen()
         else:
             self._refused_since = 0.0
             self._asking = s
@@ -186,22 +207,38 @@ class PtpStream(Stream):
     def _listen(self) -> None:
         s = _socket()
         try:
-            # The mode of a socket is that of the descriptor at bind, less the umask: never open to "others".
-            os.fchmod(s.fileno(), 0o770)
+            os.fchmod(s.fileno(), 0o700)  # what the name is created with: never open to others
             s.bind(self._path)
             s.listen(8)
             status = os.stat(self._path)
         except OSError as error:
             s.close()
-            if os.path.islink(self._path) and not os.path.exists(self._path):
-                raise HostError(self._path, "is a symbolic link to nothing", "remove it") from error
-            if error.errno == errno.EADDRINUSE:
-                self._due = time.monotonic() + AGAIN  # somebody was quicker
-                return
-            raise self._error(error) from error
+            self._not_bound(error)
+            return
         self._inode = (status.st_dev, status.st_ino)
         self._listener = s
         self._due = time.monotonic() + RETRY
+
+    def _bind_datagram(self, second: bool) -> None:
+        try:
+            end = DatagramEnd(self._path, second)
+        except OSError as error:
+            self._not_bound(error)
+            return
+        if not end.look():
+            end.close()
+            raise HostError(self._path, "is a socket of another kind", "choose another path")
+        self._datagram = end
+        self._equip(end.socket)
+        self._fault = ""
+        self._due = time.monotonic() + LOOK
+
+    def _not_bound(self, error: OSError) -> None:
+        if os.path.islink(self._path) and not os.path.exists(self._path):
+            raise HostError(self._path, "is a symbolic link to nothing", "remove it") from error
+        if error.errno != errno.EADDRINUSE:
+            raise self._error(error) from error
+        self._due = time.monotonic() + AGAIN  # somebody was quicker
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -243,14 +280,20 @@ class PtpStream(Stream):
 
     def _meet(self, s: socket.socket) -> None:
         s.setblocking(False)
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self._peer = s
-        self._reader = Reader(s.fileno(), self.drops, sequenced=True)
-        self._writer = Writer(s.fileno(), self.drops)
+        self._equip(s)
         self._fault = ""
         self._due = None
 
+    def _equip(self, s: socket.socket) -> None:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        self._reader = Reader(s.fileno(), self.drops, sequenced=s.type == socket.SOCK_SEQPACKET)
+        self._writer = Writer(s.fileno(), self.drops, fatal=FATAL | {errno.ECONNREFUSED, errno.EPERM})
+
     def _leave(self) -> None:
+        """The peer has gone."""
+        if self._datagram is not None:
+            self._datagram.part()
         if self._peer is None:
             return
         self._peer.close()
@@ -262,6 +305,11 @@ class PtpStream(Stream):
         if self._asking is not None:
             self._asking.close()
             self._asking = None
+
+    def _close_datagram(self) -> None:
+        if self._datagram is not None:
+            self._datagram.close()
+            self._datagram = self._reader = self._writer = None
 
     def _unlisten(self) -> None:
         if self._listener is None:
@@ -284,8 +332,6 @@ class PtpStream(Stream):
     def _error(self, error: OSError) -> HostError:
         if error.errno in (errno.EACCES, errno.EPERM):
             return PrivilegeError(self._path, "permission denied", "see the modes of the socket and of its directory")
-        if error.errno == errno.EPROTOTYPE:
-            return HostError(self._path, "is a socket of another kind", "choose another path")
         if error.errno == errno.EAGAIN:
             return HostError(self._path, "who listens there does not accept", "is it stopped?")
         return HostError.from_oserror(self._path, error)
