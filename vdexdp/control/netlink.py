@@ -192,13 +192,16 @@ class Netlink:
     # Kernels without tcx: a clsact qdisc with a direct-action cls_bpf filter of ours.
 
     def clsact_attach(self, ifindex: int, direction: Literal["ingress", "egress"], program: int) -> Clsact:
-        """Attach a tc program by descriptor, adding the qdisc where it is missing.  Raises HostError."""
+        """Attach a tc program by descriptor in place of ours before, if any, adding the qdisc where it is missing.
+
+        Raises HostError.
+        """
         created = not any(q.get_attr("TCA_KIND") == "clsact" for q in self._route.get_qdiscs(index=ifindex))
         try:
             if created:
                 self._route.tc("add", "clsact", index=ifindex)
             self._route.tc(
-                "add",
+                "replace",
                 "bpf",
                 index=ifindex,
                 handle=CLSACT_HANDLE,

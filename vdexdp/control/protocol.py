@@ -27,7 +27,16 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
-from vdexdp.errors import DaemonError, HostError, ProtocolError, RequestError, VdexdpError
+from vdexdp.errors import (
+    DaemonError,
+    HostError,
+    KernelFeatureError,
+    KernelPathError,
+    PrivilegeError,
+    ProtocolError,
+    RequestError,
+    VdexdpError,
+)
 from vdexdp.plugins.base import Netdev, Tunnel, VlanPolicy
 
 VERSION: Final = 1
@@ -231,18 +240,31 @@ def check_request(body: Body) -> str:
 
 def failure(error: VdexdpError) -> Body:
     """The reply that carries an error."""
-    return {"ok": False, "exit": error.exit_code, "subject": error.subject, "cause": error.cause, "hint": error.hint}
+    return {
+        "ok": False,
+        "exit": error.exit_code,
+        "error": type(error).__name__,
+        "subject": error.subject,
+        "cause": error.cause,
+        "hint": error.hint,
+    }
+
+
+_ERRORS: Final[dict[str, type[VdexdpError]]] = {
+    kind.__name__: kind for kind in (PrivilegeError, KernelFeatureError, KernelPathError, ProtocolError)
+}
 
 
 def check_reply(body: Body) -> Body:
     """The reply itself if it is a success.
 
-    Raises what the daemon raised: RequestError where the user has to change something, HostError where the system
-    refused.
+    Raises what the daemon raised: RequestError and its kind where the user has to change something, HostError and its
+    kind (KernelPathError, KernelFeatureError, PrivilegeError, ProtocolError) where the system refused.
     """
     if body.get("ok") is True:
         return body
-    kind = RequestError if body.get("exit") == RequestError.exit_code else HostError
+    default = RequestError if body.get("exit") == RequestError.exit_code else HostError
+    kind = _ERRORS.get(str(body.get("error")), default)
     raise kind(str(body.get("subject", "daemon")), str(body.get("cause", "no cause given")), str(body.get("hint", "")))
 
 

@@ -228,10 +228,12 @@ class Tables:
     def drop_endpoint(self, key: bytes) -> None:
         self.maps["endpoints"].delete(key)
 
-    def drop_endpoints_of(self, index: int) -> None:
-        for key, value in list(self.maps["endpoints"].items()):
-            if value.value == index:
-                self.maps["endpoints"].delete(key)
+    def endpoints_of(self, index: int) -> set[bytes]:
+        """The endpoint keys that lead to a tunnel."""
+        return {bytes(key) for key, value in list(self.maps["endpoints"].items()) if value.value == index}
+
+    def tunnel_flags(self, index: int) -> int:
+        return int(self.maps["tunnels"].lookup(index).flags)
 
     def endpoint_owner(self, key: bytes) -> int | None:
         value = self.maps["endpoints"].lookup(key)

@@ -254,6 +254,8 @@ class Worker:
             case "peers":
                 if node := self.nodes.get(body["lac"]):
                     node.told = body["present"]
+            case "quit":
+                self.running = False
             case "stats":
                 lacs = {str(node.lac): dict(node.counters) for node in self.nodes.values()}
                 self._tell({"event": "stats", "pid": os.getpid(), "counters": dict(self.counters), "lacs": lacs})

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the objects of the model share.
+
+The data plane, its tables, rtnetlink, and attaching by whatever the kernel has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+from pathlib import Path
+from typing import Final
+
+from vdexdp.control.dataplane import Dataplane, Link
+from vdexdp.control.netlink import LinkInfo, Netlink
+from vdexdp.control.tables import Tables
+from vdexdp.errors import HostError, KernelFeatureError, RequestError
+
+_TUNSETOFFLOAD: Final = 0x400454D0
+_TUN_OFFLOADS: Final = (0x6F, 0x0F)
+"""Checksums, TCP and (kernels >= 6.2) UDP segmentation, as TUN_F_* flags; the first set that the kernel takes."""
+
+_PACKET_ADD_MEMBERSHIP: Final = 1
+_PACKET_MR_PROMISC: Final = 1
+
+
+class Host:
+    """One network namespace with its data plane."""
+
+    def __init__(self, dataplane: Dataplane, netlink: Netlink) -> None:
+        self.dataplane = dataplane
+        self.netlink = netlink
+        self.tables = Tables(dict(dataplane.maps))
+
+    def close(self) -> None:
+        """Let go; what plugs hold lives on."""
+        self.dataplane.close()
+
+    def link(self, name: str | int) -> LinkInfo:
+        """Raises RequestError when there is no such interface."""
+        link = self.netlink.link(name)
+        if link is None:
+            hint = f'create it with "ip tuntap add mode tap name {name}", or see "ip link"' if name else ""
+            raise RequestError(str(name), "no such interface", hint)
+        return link
+
+    def attach(self, ifindex: int, point: str, *, xdp_native: bool = True) -> Link:
+        """Attach a program; by clsact where the kernel has no links for tc.  Raises HostError, with nothing changed."""
+        try:
+            return self.dataplane.attach(ifindex, point, xdp_native=xdp_native)
+        except KernelFeatureError:
+            if point.endswith("_xdp") or self.dataplane.features.tcx:
+                raise
+        direction = "egress" if point.endswith("_egress") else "ingress"
+        filter_ = self.netlink.clsact_attach(
+            ifindex, "egress" if direction == "egress" else "ingress", self.dataplane.program(point)
+        )
+        return Link(-1, point, ifindex, lambda: self.netlink.clsact_detach(filter_))
+
+    def adopt_link(self, fd: int | None, ifindex: int, point: str) -> Link:
+        """Go on with a link from a lease, with this version's program behind it; attach anew where there was none."""
+        if fd is None:
+            return self.attach(ifindex, point)
+        self.dataplane.replace(fd, point)
+        return Link(fd, point, ifindex)
+
+    def private(self, name: str) -> None:
+        """Keep the host's own stack silent on an interface of ours: no IPv6 address, no neighbour discovery."""
+        with contextlib.suppress(OSError):
+            Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
+
+
+def tun_offloads(fd: int, wanted: bool) -> bool:
+    """Let the host's stack send super-packets on a tap (nobody reads them); False where the kernel refuses."""
+    for flags in _TUN_OFFLOADS if wanted else (0,):
+        try:
+            fcntl.ioctl(fd, _TUNSETOFFLOAD, flags)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def promiscuous(ifindex: int) -> int:
+    """A descriptor that keeps an interface promiscuous as long as it is open.  Raises HostError."""
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    try:
+        request = struct.pack("=iHH8s", ifindex, _PACKET_MR_PROMISC, 0, b"")
+        sock.setsockopt(263, _PACKET_ADD_MEMBERSHIP, request)  # SOL_PACKET
+    except OSError as error:
+        sock.close()
+        raise HostError.from_oserror(f"interface {ifindex}", error) from error
+    return sock.detach()
+
+
+def close_fd(fd: int) -> None:
+    """Close, whatever state the descriptor is in."""
+    if fd >= 0:
+        with contextlib.suppress(OSError):
+            os.close(fd)

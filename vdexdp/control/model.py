@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Plugs, and what the daemon builds for them.
+
+A plug joins two ends.  Every object that it needs is entered into the plug's undo stack as soon as it exists, so that
+a failure half-way and an unplug are the same thing: the stack is unwound, last first.  Shared objects (LACs, uplinks,
+the exception path) count their users and go with the last one.
+
+Nothing here knows of sockets to clients: the server hands requests in and takes replies, leases and notices out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+
+from vdexdp.control.abi import K
+from vdexdp.control.host import Host, close_fd
+from vdexdp.control.netlink import Event
+from vdexdp.control.ports import Port, Ports
+from vdexdp.control.protocol import Body, Bridge, EndPath, PlugReply, PlugRequest, end_from_json, end_to_json
+from vdexdp.control.tunnels import OVERHEAD, Lac, Tunnels
+from vdexdp.errors import KernelPathError, ProtocolError
+from vdexdp.plugins.base import Netdev, Tunnel
+
+CABLE_EXPIRY = 128
+"""Seconds; a cable does not learn, but every switch has one."""
+
+
+@dataclass
+class Plug:
+    """One cable.  ``since`` is seconds since the epoch."""
+
+    id: int
+    request: PlugRequest
+    since: float
+    uid: int = 0
+    ports: list[Port] = field(default_factory=list)
+    lac: Lac | None = None
+    switch: int = 0
+    paths: list[EndPath] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    undo: ExitStack = field(default_factory=ExitStack)
+
+    def show(self) -> Body:
+        asked = self.request
+        return {
+            "id": self.id,
+            "pid": asked.pid,
+            "user": asked.user,
+            "vnls": list(asked.vnls),
+            "since": self.since,
+            "switch": self.switch,
+            "paths": [asdict(path) for path in self.paths],
+            "notes": self.notes,
+        }
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something a plug has to be told: it was unplugged, by what, and why."""
+
+    plug: int
+    subject: str
+    cause: str
+
+
+class Model:
+    """Everything that is plugged in one network namespace."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.ports = Ports(host)
+        self.tunnels = Tunnels(host)
+        self.plugs: dict[int, Plug] = {}
+        self.cables: set[int] = set()
+        self.next_plug = 1
+
+    # Plugging
+
+    def plug(self, asked: PlugRequest, fds: list[int], uid: int = 0) -> PlugReply:
+        """Build the kernel path of one cable.  ``fds`` stay the caller's; the reply's "bridge" is the caller's, too.
+
+        Raises VdexdpError, and then the host is as it was.
+        """
+        taps = [_fd(fds, index) for index in asked.fd_index]
+        with ExitStack() as undo, ExitStack() as spare:
+            plug = Plug(self.next_plug, asked, time.time(), uid, undo=undo)
+            tunnels = [end for end in asked.ends if isinstance(end, Tunnel)]
+            netdevs = [(end, tap) for end, tap in zip(asked.ends, taps, strict=True) if isinstance(end, Netdev)]
+            bridges = [end for end in asked.ends if isinstance(end, Bridge)]
+            for end, _ in netdevs:
+                self.ports.check(end)
+            if len(tunnels) == 1:
+                self._join(plug, tunnels[0])
+            elif len(netdevs) == 2:
+                self._cable(plug)
+            else:
+                raise KernelPathError(" ".join(asked.vnls), "these two ends have no kernel path between them")
+            for end, tap in netdevs:
+                port = self.ports.add(end, plug.switch, plug.id, tap)
+                undo.callback(self.ports.remove, port)
+                plug.ports.append(port)
+            extra: dict[str, int] = {}
+            for _ in bridges:
+                port, extra["bridge"] = self.ports.add_bridge(plug.switch, plug.id)
+                spare.callback(close_fd, extra["bridge"])
+                undo.callback(self.ports.remove, port)
+                plug.ports.append(port)
+            self._describe(plug)
+            plug.undo = undo.pop_all()
+            spare.pop_all()
+        self.next_plug += 1
+        self.plugs[plug.id] = plug
+        state, held = self.lease(plug)
+        return PlugReply(plug.id, plug.paths, plug.notes, state, held | extra)
+
+    def unplug(self, plug: Plug) -> None:
+        """Take a cable out.  Never raises for what is gone already."""
+        if self.plugs.pop(plug.id, None) is not None:
+            plug.undo.close()
+
+    def _join(self, plug: Plug, spec: Tunnel) -> None:
+        lac = self.tunnels.join(spec, plug.id)
+        plug.undo.callback(self.tunnels.leave, lac, plug.id)
+        plug.lac, plug.switch = lac, lac.switch
+        for name, what in (("ttl", "TTL"), ("expiry", "expiry time"), ("bind", "source address"), ("rcvbuf", "rcvbuf")):
+            if getattr(spec, name) != getattr(lac.spec, name):
+                plug.notes.append(
+                    f"{lac.name} is there already; its {what} is {getattr(lac.spec, name) or 'the default'}"
+                )
+
+    def _cable(self, plug: Plug) -> None:
+        plug.switch = self.host.tables.take_switch()
+        self.cables.add(plug.switch)
+        plug.undo.callback(self._drop_cable, plug.switch)
+        self.host.tables.write_switch(plug.switch, K["MODE_CABLE"], CABLE_EXPIRY)
+
+    def _drop_cable(self, switch: int) -> None:
+        self.cables.discard(switch)
+        self.host.tables.clear_switch(switch)
+
+    def _describe(self, plug: Plug) -> None:
+        ports = iter(plug.ports)
+        for end in plug.request.ends:
+            if isinstance(end, Tunnel):
+                assert plug.lac is not None
+                uplink = plug.lac.uplink
+                way = "xdp" if "xdp" in uplink.hooks else "tc"
+                plug.paths.append(EndPath(plug.lac.name, way, f"{uplink.name}: {uplink.why}"))
+                continue
+            port = next(ports)
+            if isinstance(end, Bridge):
+                plug.paths.append(EndPath(end.vnl, "user", f"bridged into the kernel by {port.name}"))
+                continue
+            plug.paths.append(EndPath(port.name, port.path, port.why))
+            link = self.host.netlink.link(port.ifindex)
+            if link is not None and not link.up and port.kind == "wire":
+                plug.notes.append(f'{port.name} is down; bring it up with "ip link set {port.name} up"')
+            if port.kind == "wire" and "xdp" in port.hooks and link is not None and link.kind == "veth":
+                plug.notes.append(f"{port.name}: XDP on a veth turns off segmentation offload at its far end")
+            if plug.lac is not None and port.mtu > plug.lac.room:
+                plug.notes.append(_mtu_note(port, plug.lac))
+
+    # Leases
+
+    def lease(self, plug: Plug) -> tuple[Body, dict[str, int]]:
+        """All that keeps a plug's frames flowing without a daemon, and what a new daemon needs to know of it."""
+        asked = plug.request
+        ends = [end_to_json(end, index) for end, index in zip(asked.ends, asked.fd_index, strict=True)]
+        state: Body = {
+            "plug": {"id": plug.id, "since": plug.since, "uid": plug.uid, "pid": asked.pid, "user": asked.user}
+            | {"ends": ends, "vnls": list(asked.vnls), "accel": asked.accel}
+            | {"paths": [asdict(path) for path in plug.paths], "notes": plug.notes, "switch": plug.switch},
+            "ports": [port.state() for port in plug.ports],
+        }
+        held = {f"map:{name}": one.fd for name, one in self.host.dataplane.maps.items()}
+        for port in plug.ports:
+            held |= port.fds()
+        if plug.lac is not None and self.tunnels.exception is not None:
+            state["lac"] = plug.lac.state()
+            state["uplink"] = plug.lac.uplink.state()
+            state["exception"] = self.tunnels.exception.state()
+            held |= plug.lac.fds() | plug.lac.uplink.fds() | self.tunnels.exception.fds()
+        return state, held
+
+    def resume(self, state: Body, fds: dict[str, int]) -> Plug:
+        """Go on with a plug from its lease, taking the descriptors that are needed out of ``fds``.
+
+        The maps must be this model's already.  Raises ProtocolError for a lease that does not fit.
+        """
+        try:
+            about = state["plug"]
+            if about["id"] in self.plugs:
+                raise ProtocolError("lease", f"plug {about['id']} is here already")
+            (first, first_fd), (second, second_fd) = map(end_from_json, about["ends"])
+            vnls = (str(about["vnls"][0]), str(about["vnls"][1]))
+            asked = PlugRequest(
+                (first, second), vnls, about["accel"], about["pid"], about["user"], (first_fd, second_fd)
+            )
+            paths = [EndPath(**path) for path in about["paths"]]
+            with ExitStack() as undo:
+                plug = Plug(about["id"], asked, about["since"], about["uid"], paths=paths, notes=list(about["notes"]))
+                plug.undo, plug.switch = undo, about["switch"]
+                if "lac" in state:
+                    self.tunnels.adopt_exception(state["exception"], fds)
+                    self.tunnels.adopt_uplink(state["uplink"], fds)
+                    plug.lac = self.tunnels.adopt_lac(state["lac"], fds, plug.id)
+                    undo.callback(self.tunnels.leave, plug.lac, plug.id)
+                else:
+                    self.cables.add(plug.switch)
+                    undo.callback(self._drop_cable, plug.switch)
+                for one in state["ports"]:
+                    port = self.ports.adopt(one, fds)
+                    undo.callback(self.ports.remove, port)
+                    plug.ports.append(port)
+                plug.undo = undo.pop_all()
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+            raise ProtocolError("lease", f"malformed: {error!r}") from error
+        self.plugs[plug.id] = plug
+        self.next_plug = max(self.next_plug, plug.id + 1)
+        return plug
+
+    def sweep(self, ports: Iterable[int], switches: Iterable[int]) -> int:
+        """Remove what adopted maps still hold of plugs that did not come back; returns how many ports that were."""
+        tables = self.host.tables
+        kept = set(self.ports.all) | {uplink.index for uplink in self.tunnels.uplinks.values()}
+        kept |= {lac.index for lac in self.tunnels.lacs.values()}
+        if self.tunnels.exception is not None:
+            kept.add(self.tunnels.exception.index)
+        gone = set(ports) - kept
+        for index in gone:
+            tables.drop_ingress_of(index)
+            for key in tables.endpoints_of(index):
+                tables.drop_endpoint(key)
+            tables.drop_member(tables.port(index).switch_id, index)
+            tables.drop_tx(index)
+            tables.clear_port(index)
+        for switch in set(switches) - set(self.tunnels.lacs) - self.cables:
+            tables.clear_switch(switch)
+        return len(gone)
+
+    # Following the host
+
+    def follow(self, events: Iterable[Event]) -> list[Notice]:
+        """Keep up with rtnetlink; plugs whose interface or uplink is gone are unplugged, and named."""
+        notices: list[Notice] = []
+        touched: set[int] = set()
+        for event in events:
+            if event.what == "lost":
+                touched |= set(self.tunnels.uplinks) | {port.ifindex for port in self.ports.all.values()}
+            else:
+                touched.add(event.ifindex)
+        for ifindex in touched:
+            notices += self._look(ifindex)
+        return notices
+
+    def _look(self, ifindex: int) -> list[Notice]:
+        present = self.host.netlink.link(ifindex) is not None
+        notices: list[Notice] = []
+        port, uplink = self.ports.by_ifindex(ifindex), self.tunnels.uplinks.get(ifindex)
+        if port is not None and present:
+            self.ports.refresh(port)
+        elif port is not None:
+            notices += self._lose([self.plugs[port.plug]], port.name, "the interface is gone")
+        if uplink is not None and not (present and self.tunnels.refresh(uplink)):
+            lost = [plug for plug in self.plugs.values() if plug.lac is not None and plug.lac.uplink is uplink]
+            notices += self._lose(lost, uplink.name, "the uplink is gone")
+        return notices
+
+    def _lose(self, plugs: list[Plug], subject: str, cause: str) -> list[Notice]:
+        for plug in plugs:
+            self.unplug(plug)
+        return [Notice(plug.id, subject, cause) for plug in plugs]
+
+    def poll_peers(self) -> None:
+        """Look for nodes of our networks on this host; to be called every two seconds or so."""
+        for lac in self.tunnels.lacs.values():
+            self.tunnels.poll_peers(lac)
+
+    def worker_said(self, events: Iterable[Body]) -> None:
+        """React to the exception worker's events."""
+        if any(event.get("event") == "local-peer" for event in events):
+            self.poll_peers()
+
+    def unplug_all(self) -> None:
+        for plug in list(self.plugs.values()):
+            self.unplug(plug)
+
+
+def _fd(fds: list[int], index: int | None) -> int:
+    if index is None:
+        return -1
+    if not 0 <= index < len(fds):
+        raise ProtocolError("plug", f"descriptor {index} was announced, {len(fds)} came")
+    return fds[index]
+
+
+def _mtu_note(port: Port, lac: Lac) -> str:
+    uplink, room = lac.uplink, lac.room
+    enough = port.mtu + OVERHEAD[lac.spec.family]
+    return (
+        f"{port.name}'s MTU {port.mtu} leaves no room on {uplink.name} ({uplink.mtu}): frames over {room}+14 bytes take"
+        f" the exception path; set {port.name}'s MTU to {room}, or {uplink.name}'s to {enough}"
+    )
+
+
+def release(fds: dict[str, int]) -> None:
+    """Close what nobody took over."""
+    while fds:
+        close_fd(fds.popitem()[1])

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Local ports: network interfaces plugged into a switch.
+
+Order under traffic.  In: tables first, programs last, so that no frame meets half a port.  Out: programs first, then
+the members list, then the port itself, whose generation makes the FDB forget it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from vdexdp.control import hooks
+from vdexdp.control.abi import K
+from vdexdp.control.dataplane import Link
+from vdexdp.control.host import Host, close_fd, promiscuous, tun_offloads
+from vdexdp.control.netlink import XDP_NDO_XMIT, LinkInfo
+from vdexdp.control.protocol import Body
+from vdexdp.errors import HostError, KernelPathError, VdexdpError
+from vdexdp.plugins.base import Netdev
+from vdexdp.plugins.tap import open_tap
+
+ETH_HEADER: Final = 14
+
+
+@dataclass
+class Port:
+    """One local port.  ``tap`` and ``promisc`` are descriptors or -1; ``links`` by attach point."""
+
+    index: int
+    switch: int
+    plug: int
+    name: str
+    kind: str  # wire, stack
+    ifindex: int
+    mtu: int
+    hooks: list[str] = field(default_factory=list)
+    why: str = ""
+    bridge: bool = False
+    tap: int = -1
+    promisc: int = -1
+    links: dict[str, Link] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        return "xdp" if "xdp" in self.hooks else "tc"
+
+    def state(self) -> Body:
+        """What a lease keeps, beside the descriptors."""
+        skipped = ("links", "tap", "promisc")
+        values = {key: getattr(self, key) for key in self.__dataclass_fields__ if key not in skipped}
+        return values | {"points": list(self.links)}
+
+    def fds(self) -> dict[str, int]:
+        """The descriptors that keep this port working."""
+        prefix = f"port:{self.index}"
+        found = {f"{prefix}:{point}": link.fd for point, link in self.links.items() if link.fd >= 0}
+        found |= {f"{prefix}:{name}": fd for name, fd in (("tap", self.tap), ("promisc", self.promisc)) if fd >= 0}
+        return found
+
+
+class Ports:
+    """All local ports of the daemon, by index."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.all: dict[int, Port] = {}
+
+    def by_ifindex(self, ifindex: int) -> Port | None:
+        return next((port for port in self.all.values() if port.ifindex == ifindex), None)
+
+    def check(self, end: Netdev) -> LinkInfo:
+        """The interface, if it can become a port.  Raises RequestError, KernelPathError or HostError."""
+        link = self.host.link(end.name)
+        if not link.ethernet or link.name == "lo":
+            raise KernelPathError(end.name, "not an Ethernet interface, so not in the kernel path")
+        if owner := self.by_ifindex(link.index):
+            raise HostError(end.name, f"already plugged, by plug {owner.plug}", 'see "vdexdp show"')
+        return link
+
+    def add(self, end: Netdev, switch: int, plug: int, tap: int = -1, *, bridge: bool = False) -> Port:
+        """Plug an interface in; ``tap`` is duplicated.  Raises VdexdpError, with nothing left behind."""
+        link = self.check(end)
+        stack = end.side == "stack"
+        features = self.host.netlink.xdp_features(link.index)
+        choice = hooks.choose(end.hook, link, features, stack=stack)
+        tables = self.host.tables
+        with ExitStack() as undo:
+            port = Port(tables.take_port(), switch, plug, link.name, end.side, link.index, link.mtu, bridge=bridge)
+            undo.callback(self.remove, port)
+            self.all[port.index] = port
+            flags = 0
+            if not stack and features is not None and features & XDP_NDO_XMIT and tables.set_tx(port.index, link.index):
+                flags |= K["PORT_F_XDP_OUT"]
+            if not stack and link.far_elsewhere:
+                flags |= K["PORT_F_PEER"]
+            tables.write_port(
+                port.index,
+                ifindex=link.index,
+                learn_limit=end.learn_limit,
+                mtu=link.mtu + ETH_HEADER,
+                switch_id=switch,
+                kind=K["PORT_STACK"] if stack else K["PORT_WIRE"],
+                flags=flags,
+            )
+            tables.set_ingress(link.index, port.index)
+            tables.add_member(switch, port.index)
+            if tap >= 0:
+                port.tap = os.dup(tap)
+                tun_offloads(port.tap, stack)
+            if not stack and link.kind not in ("tun", "veth"):
+                port.promisc = promiscuous(link.index)
+            self._attach(port, choice)
+            undo.pop_all()
+        return port
+
+    def add_bridge(self, switch: int, plug: int) -> tuple[Port, int]:
+        """A tap whose descriptor (returned, the caller's) is the other side: a plug pumps a userspace end on it."""
+        host = self.host
+        with ExitStack() as undo:
+            fd, name = open_tap("vdxb%d")
+            undo.callback(close_fd, fd)
+            host.private(name)
+            host.netlink.set_link(host.link(name).index, mtu=K["FRAME_MAX"] - ETH_HEADER - 4, state="up")
+            port = self.add(Netdev(name, "wire", "tap"), switch, plug, bridge=True)
+            undo.pop_all()
+        return port, fd
+
+    def _attach(self, port: Port, choice: hooks.Choice) -> None:
+        host = self.host
+        point = "port_egress" if port.kind == "stack" else "port_ingress"
+        port.links[point] = host.attach(port.ifindex, point)
+        port.hooks, port.why = ["tc"], choice.why
+        if choice.xdp:
+            try:
+                port.links["port_xdp"] = host.attach(port.ifindex, "port_xdp", xdp_native=choice.native)
+                port.hooks = ["xdp", "tc"]
+            except VdexdpError as error:
+                port.why = f"{error.cause}: tc"
+
+    def remove(self, port: Port) -> None:
+        """Unplug; the interface may be gone already.  Idempotent."""
+        if self.all.pop(port.index, None) is None:
+            return
+        tables = self.host.tables
+        for link in port.links.values():
+            link.close()
+        port.links.clear()
+        tables.drop_ingress(port.ifindex)
+        tables.drop_member(port.switch, port.index)
+        tables.drop_tx(port.index)
+        tables.clear_port(port.index)
+        if port.tap >= 0:
+            if port.kind == "stack":
+                tun_offloads(port.tap, False)
+            close_fd(port.tap)
+        close_fd(port.promisc)
+        port.tap = port.promisc = -1
+
+    def refresh(self, port: Port) -> None:
+        """Follow what changed at the interface: MTU, far end, whether it takes XDP redirects."""
+        link = self.host.netlink.link(port.ifindex)
+        if link is None or port.kind == "stack":
+            features: int | None = None
+        else:
+            features = self.host.netlink.xdp_features(port.ifindex)
+        if link is None:
+            return
+        tables, flags = self.host.tables, 0
+        if features is not None and features & XDP_NDO_XMIT and tables.set_tx(port.index, port.ifindex):
+            flags |= K["PORT_F_XDP_OUT"]
+        if port.kind == "wire" and link.far_elsewhere:
+            flags |= K["PORT_F_PEER"]
+        port.mtu, port.name = link.mtu, link.name
+        current: Any = tables.port(port.index)
+        if (current.flags, current.mtu) != (flags, link.mtu + ETH_HEADER):
+            tables.write_port(port.index, flags=flags, mtu=link.mtu + ETH_HEADER)
+            if not flags & K["PORT_F_XDP_OUT"]:
+                tables.drop_tx(port.index)
+
+    def adopt(self, state: Mapping[str, Any], fds: dict[str, int]) -> Port:
+        """A port from a lease, taking its descriptors over; its tables stand already."""
+        values = {key: state[key] for key in Port.__dataclass_fields__ if key in state}
+        port = Port(**values)
+        prefix = f"port:{port.index}"
+        self.all[port.index] = port
+        for point in state["points"]:
+            port.links[point] = self.host.adopt_link(fds.pop(f"{prefix}:{point}", None), port.ifindex, point)
+        port.tap = fds.pop(f"{prefix}:tap", -1)
+        port.promisc = fds.pop(f"{prefix}:promisc", -1)
+        self.host.tables.set_tx(port.index, port.ifindex)
+        self.refresh(port)
+        return port
