@@ -95,9 +95,10 @@ def parse(vnl: str) -> End:
     Reads at most the file that the VNL itself names, changes nothing.  Raises VnlError, and HostError where that file
     can't be read.
     """
-    scheme, body = split("stream://" if vnl == STDIO else resolve(vnl))
+    whole = "stream://" if vnl == STDIO else resolve(vnl)
+    scheme, body = split(whole)
     plugin = get(scheme)
-    return End(vnl, plugin, plugin.parse(parse_body(body, plugin.grammar, plugin.options, scheme)))
+    return End(vnl or whole, plugin, plugin.parse(parse_body(body, plugin.grammar, plugin.options, scheme)))
 
 
 def open_stream(end: End, context: OpenContext | None = None) -> Stream:

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Two ends joined, over whichever path they can take, until somebody hangs up.
+
+What the path is, is decided before anything is touched (``vdexdp.control.path``).  Without ``--accel require``, a
+daemon that can't be had or a kernel that can't do it is no error: the cable runs in userspace, and the line that the
+user sees says why.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
+
+from vdexdp.control.path import Plan, plan
+from vdexdp.errors import HangUp, HostError, KernelPathError
+from vdexdp.plugins.base import Netdev, NoKernelEnd, OpenContext, Stream
+from vdexdp.plugins.registry import End
+from vdexdp.signals import received
+
+if TYPE_CHECKING:
+    from vdexdp.cable import Cable
+    from vdexdp.control.client import Plug
+
+Accel = Literal["auto", "require", "off"]
+
+Wrapper = Callable[[Stream], Stream]
+
+
+class Joint:
+    """A cable between two ends.
+
+    ``open`` builds it, ``run`` keeps it until it ends, ``close`` unwinds it; a ``with`` block opens and closes.
+    ``wrap`` may put something around the userspace stream of the second end.
+    """
+
+    def __init__(
+        self,
+        ends: tuple[End, End],
+        contexts: tuple[OpenContext, OpenContext],
+        accel: Accel = "auto",
+        wrap: Wrapper | None = None,
+    ) -> None:
+        self.ends = ends
+        self.contexts = contexts
+        self.accel = accel
+        self.path = ""
+        """Which way the frames go, and why not a faster one; for the user."""
+        self._wrap = wrap
+        self._taps: dict[int, tuple[int, str]] = {}
+        self._plug: Plug | None = None
+        self._cable: Cable | None = None
+        self._watched = -1
+        self._opened: dict[int, Stream] = {}
+
+    def __enter__(self) -> Joint:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Raises VnlError and HostError, with nothing left behind."""
+        try:
+            if self.accel == "off":
+                self._open_user("--accel off")
+                return
+            wanted = plan(*self.ends)
+            if self.accel == "require" and wanted.way != "kernel":
+                raise KernelPathError(" ".join(end.vnl for end in self.ends), f"runs in userspace: {wanted.why}")
+            if wanted.way == "user":
+                self._open_user(wanted.why)
+                return
+            for index, kernel in enumerate(wanted.ends):
+                if isinstance(kernel, NoKernelEnd):
+                    self._stream(index)
+            try:
+                self._open_kernel(wanted)
+            except HostError as error:
+                if self.accel == "require":
+                    raise
+                self._open_user(f"no kernel path: {error}")
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, signals: int) -> str:
+        """Keep the cable until it ends; return why.  ``signals`` is what ``vdexdp.signals.as_descriptor`` gives.
+
+        Raises HostError.
+        """
+        if self._cable is not None:
+            self._cable.stop_on(signals)
+            while True:
+                if self._plug is not None:
+                    self._watch_plug(self._cable, self._plug)
+                try:
+                    ending = self._cable.step(None if self._plug is None else self._plug.timeout())
+                    if self._plug is not None:
+                        self._plug.tick()
+                except HangUp as end:
+                    return str(end)
+                if ending is not None:
+                    return ending.cause
+        assert self._plug is not None
+        return self._wait(self._plug, signals)
+
+    def close(self) -> None:
+        """Unwind everything; idempotent."""
+        while self._opened:
+            self._opened.popitem()[1].close()
+        if self._plug is not None:
+            self._plug.close()
+            self._plug = None
+        self._close_taps()
+
+    def _open_user(self, why: str) -> None:
+        from vdexdp.cable import Cable
+
+        self._cable = Cable(self._stream(0), self._stream(1))
+        self.path = f"in userspace ({why})"
+
+    def _open_kernel(self, wanted: Plan) -> None:
+        from vdexdp.control.client import plug
+        from vdexdp.control.protocol import Bridge, PlugRequest
+        from vdexdp.control.protocol import End as WireEnd
+
+        ends: list[WireEnd] = []
+        fds: list[int] = []
+        indices: list[int | None] = []
+        for index, kernel in enumerate(wanted.ends):
+            if isinstance(kernel, NoKernelEnd):
+                ends.append(Bridge(self.ends[index].vnl))
+                indices.append(None)
+                continue
+            if isinstance(kernel, Netdev) and kernel.create == "tap":
+                from dataclasses import replace
+
+                from vdexdp.plugins.tap import open_tap
+
+                self._taps[index] = fd, name = open_tap(kernel.name)
+                indices.append(len(fds))
+                fds.append(fd)
+                kernel = replace(kernel, name=name)
+            else:
+                indices.append(None)
+            ends.append(kernel)
+        vnls = (self.ends[0].vnl, self.ends[1].vnl)
+        user = os.environ.get("USER", str(os.getuid()))
+        request = PlugRequest(
+            (ends[0], ends[1]),
+            vnls,
+            "require" if self.accel == "require" else "auto",
+            os.getpid(),
+            user,
+            (indices[0], indices[1]),
+        )
+        self._plug = made = plug(request, fds)
+        if wanted.way == "bridge":
+            self._bridge(wanted, made)
+        paths = ", ".join(
+            f"{path.end}: {path.path}" + (f" ({path.why})" if path.why else "") for path in made.reply.paths
+        )
+        notes = "".join(f"; {note}" for note in made.reply.notes)
+        way = "in the kernel" if wanted.way == "kernel" else f"bridged into the kernel ({wanted.why})"
+        self.path = f"{way}: {paths}{notes}" if paths or notes else way
+
+    def _bridge(self, wanted: Plan, made: Plug) -> None:
+        from vdexdp.cable import Cable
+        from vdexdp.plugins.tap import TapStream
+
+        index = next(index for index, end in enumerate(wanted.ends) if isinstance(end, NoKernelEnd))
+        tap = self._opened[1 - index] = TapStream(os.dup(made.bridge), "the bridge tap")
+        self._cable = Cable(self._stream(index), tap)
+
+    def _stream(self, index: int) -> Stream:
+        """One end in userspace, opened once; a tap that was opened for the kernel path is used here then."""
+        if index not in self._opened:
+            if index in self._taps:
+                from vdexdp.plugins.tap import TapStream
+
+                stream: Stream = TapStream(*self._taps.pop(index))
+            else:
+                stream = self.ends[index].open(self.contexts[index])
+            self._opened[index] = stream if self._wrap is None or index == 0 else self._wrap(stream)
+        return self._opened[index]
+
+    def _close_taps(self) -> None:
+        while self._taps:
+            os.close(self._taps.popitem()[1][0])
+
+    def _watch_plug(self, cable: Cable, made: Plug) -> None:
+        if made.fileno() != self._watched:
+            cable.unwatch(self._watched)
+            self._watched = made.fileno()
+            if self._watched >= 0:
+                cable.watch(self._watched, made.serve)
+
+    @staticmethod
+    def _wait(made: Plug, signals: int) -> str:
+        """Keep a plug whose frames pass in the kernel."""
+        while True:
+            polled = select.poll()
+            polled.register(signals, select.POLLIN)
+            if made.fileno() >= 0:
+                polled.register(made.fileno(), select.POLLIN)
+            timeout = made.timeout()
+            ready = dict(polled.poll(None if timeout is None else timeout * 1000 + 1))
+            if signals in ready and (numbers := received(signals)):
+                return numbers[0].name
+            try:
+                if made.fileno() in ready:
+                    made.serve()
+                made.tick()
+            except HangUp as end:
+                return str(end)

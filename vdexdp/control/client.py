@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A plug's side of the control connection: find the daemon or start it, plug, hold the lease, outlive the daemon.
+
+The connection *is* the plug: when it closes, the daemon unplugs.  The lease is the reverse: descriptors of everything
+the plug's frames need, held here and never used, so that the kernel keeps forwarding when the daemon is gone.  A plug
+that loses the connection looks for a new daemon, or starts one where the old one had been started on demand, and hands
+the lease back to it.
+
+Starting: the first plug takes a lock on the run directory, looks again, and starts ``vdexdp daemon --auto``; the others
+wait until somebody answers.  Waiting is a matter of the caller's loop (``timeout`` and ``tick``), since frames of a
+bridged plug must not stop meanwhile; only ``connect`` itself waits.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vdexdp.control.protocol import (
+    RUN_DIR,
+    Channel,
+    Message,
+    PlugReply,
+    PlugRequest,
+    check_reply,
+    is_event,
+    request,
+    resume_request,
+    socket_path,
+)
+from vdexdp.errors import DaemonError, HangUp, HostError, PrivilegeError, VdexdpError
+
+START_LIMIT = 30.0
+"""Seconds for a daemon to answer after its start; compiling the programs is the long part, the first time."""
+
+REPLY_LIMIT = 30.0
+"""Seconds for a reply."""
+
+_POLL = 0.02
+_RETRY = 1.0
+
+
+class NotRunning(DaemonError):
+    """Nobody listens on the control socket."""
+
+
+def open_channel() -> Channel:
+    """A connection to this namespace's daemon.  Raises NotRunning, PrivilegeError, HostError."""
+    path = str(socket_path())
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    try:
+        sock.connect(path)
+    except OSError as error:
+        sock.close()
+        if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
+            hint = 'start it with "vdexdp daemon" as root'
+            raise NotRunning("daemon", "no vdexdp daemon runs in this network namespace", hint) from error
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise PrivilegeError(path, "you may not talk to the daemon", "run as root") from error
+        raise HostError.from_oserror(path, error) from error
+    return Channel(sock, spill=True)
+
+
+def ask(channel: Channel, body: Mapping[str, Any], fds: list[int] | None = None) -> Message:
+    """Send a request and wait for its reply, passing over events.  Raises DaemonError; the reply may be a failure."""
+    channel.send(body, fds or [])
+    deadline = time.monotonic() + REPLY_LIMIT
+    while True:
+        if not select.select([channel], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            raise DaemonError("daemon", f"gave no answer within {REPLY_LIMIT:.0f} s", 'see "vdexdp doctor"')
+        message = channel.recv()
+        if message is None:
+            raise DaemonError("daemon", "ended before it answered", "try again")
+        if not is_event(message.body):
+            return message
+        message.close()
+
+
+def call(op: str, **parts: Any) -> dict[str, Any]:
+    """One request to a daemon that runs already, for the commands that look or change something.
+
+    Raises NotRunning, PrivilegeError, and what the daemon answers (RequestError, HostError).
+    """
+    channel = open_channel()
+    try:
+        message = ask(channel, request(op, **parts))
+        message.close()
+        return check_reply(message.body)
+    finally:
+        channel.close()
+
+
+class Starter:
+    """Finds the daemon or starts it, step by step."""
+
+    def __init__(self) -> None:
+        self._directory = -1
+        self._process: tuple[int, int] | None = None  # pid, descriptor of what it says
+        self._children: list[int] = []  # started before, to be reaped
+
+    def attempt(self) -> Channel | None:
+        """One step: the connection, or None when it is worth trying again soon.
+
+        Raises what stands in the way for good: PrivilegeError, and DaemonError where the daemon could not start.
+        """
+        self._children = [pid for pid in self._children if not os.waitpid(pid, os.WNOHANG)[0]]
+        try:
+            return open_channel()
+        except NotRunning:
+            if self._process is not None:
+                self._check()
+            elif self._lock():
+                # Somebody may have started one between our look and our lock.
+                try:
+                    return open_channel()
+                except NotRunning:
+                    self._spawn()
+        return None
+
+    def finish(self) -> None:
+        """Let others try; a daemon that was started goes on by itself."""
+        if self._directory >= 0:
+            os.close(self._directory)
+            self._directory = -1
+        if self._process is not None:
+            os.close(self._process[1])
+            if self._process[0]:
+                self._children.append(self._process[0])
+            self._process = None
+
+    def _lock(self) -> bool:
+        if self._directory < 0:
+            if os.geteuid() != 0:
+                hint = 'ask for "vdexdp daemon" to be run here, or run as root'
+                raise PrivilegeError("daemon", "none runs in this network namespace, and only root may start it", hint)
+            try:
+                RUN_DIR.mkdir(mode=0o755, exist_ok=True)
+                self._directory = os.open(RUN_DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError as error:
+                raise HostError.from_oserror(str(RUN_DIR), error) from error
+        try:
+            fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _spawn(self) -> None:
+        said = os.memfd_create("vdexdp-daemon", os.MFD_CLOEXEC)
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+            (os.POSIX_SPAWN_DUP2, said, 2),
+        ]
+        # -P: the current directory may be anybody's, and must not be where a daemon with privileges imports from.
+        argv = [sys.executable, "-P", "-m", "vdexdp", "daemon", "--auto"]
+        package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        pid = os.posix_spawn(
+            sys.executable,
+            argv,
+            os.environ | {"PYTHONPATH": package},
+            file_actions=actions,
+            setsid=True,
+            setsigmask=(),
+            setsigdef=(signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+        )
+        self._process = (pid, said)
+
+    def _check(self) -> None:
+        assert self._process is not None
+        pid, said = self._process
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if not ended:
+            return
+        self._process = (0, said)
+        text = os.pread(said, 65536, 0).decode(errors="replace").strip()
+        self.finish()
+        code = os.waitstatus_to_exitcode(status)
+        cause = text.splitlines()[-1].removeprefix("vdexdp: ") if text else f"ended with status {code}"
+        raise DaemonError("daemon", f"did not start: {cause}")
+
+
+def connect() -> Channel:
+    """A connection to the daemon, which is started if need be.  Waits.  Raises DaemonError, PrivilegeError."""
+    starter = Starter()
+    deadline = time.monotonic() + START_LIMIT
+    try:
+        while (channel := starter.attempt()) is None:
+            if time.monotonic() > deadline:
+                raise DaemonError("daemon", f"did not answer within {START_LIMIT:.0f} s of its start")
+            time.sleep(_POLL)
+        return channel
+    finally:
+        starter.finish()
+
+
+@dataclass
+class Plug:
+    """A plug that runs, and the connection that keeps it.  Made by ``plug``."""
+
+    channel: Channel | None
+    reply: PlugReply
+    auto: bool
+    """Whether the daemon was started on demand, and may be again."""
+    bridge: int = -1
+    """The descriptor of the bridge tap, if the plug asked for one."""
+    state: Literal["plugged", "orphaned"] = "plugged"
+    _starter: Starter = field(default_factory=Starter)
+    _next: float = 0.0
+    _said: str = ""
+
+    def fileno(self) -> int:
+        """The descriptor to poll for ``serve``; -1 while there is no daemon."""
+        return -1 if self.channel is None else self.channel.fileno()
+
+    def timeout(self) -> float | None:
+        """Seconds until ``tick`` wants to be called, or None."""
+        return None if self.channel is not None else max(0.0, self._next - time.monotonic())
+
+    def serve(self) -> None:
+        """Handle what the daemon sent.  Raises HangUp when the plug is over, ProtocolError."""
+        if self.channel is None:
+            return
+        message = self.channel.recv()
+        if message is None:
+            self._lost()
+            return
+        event = message.body.get("event")
+        if event == "lease":
+            self._replace_lease(message)
+            return
+        message.close()
+        if event == "unplugged":
+            raise HangUp(f"{message.body.get('subject', 'the plug')}: {message.body.get('cause', 'unplugged')}")
+        if event == "bye" and not message.body.get("restart", False):
+            raise HangUp("the daemon was stopped")
+
+    def tick(self) -> None:
+        """Look for a daemon, when ``timeout`` has passed.  Frames flow meanwhile.  Raises HostError when refused."""
+        if self.channel is not None or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _RETRY
+        try:
+            channel = self._starter.attempt() if self.auto else open_channel()
+        except (NotRunning, PrivilegeError, DaemonError) as error:
+            self._say(f"{error.subject}: {error.cause}; frames flow on without it")
+            return
+        if channel is None:
+            self._next = time.monotonic() + _POLL
+            return
+        self._starter.finish()
+        self._resume(channel)
+
+    def close(self) -> None:
+        """Unplug: hang up and let go of the lease; idempotent."""
+        self._starter.finish()
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
+        while self.reply.fds:
+            os.close(self.reply.fds.popitem()[1])
+        if self.bridge >= 0:
+            os.close(self.bridge)
+            self.bridge = -1
+
+    def _lost(self) -> None:
+        if self.channel is not None:
+            self.channel.close()
+        self.channel = None
+        self.state = "orphaned"
+        self._next = time.monotonic()
+
+    def _resume(self, channel: Channel) -> None:
+        fds = self.reply.fds
+        try:
+            message = ask(channel, resume_request(self.reply.lease, fds), list(fds.values()))
+            check_reply(message.body)
+        except DaemonError as error:
+            channel.close()
+            self._say(str(error))
+            return
+        except VdexdpError:
+            channel.close()
+            raise
+        self.channel, self.state, self._said = channel, "plugged", ""
+        if "lease" in message.body:
+            self._replace_lease(message)
+        else:
+            message.close()
+
+    def _replace_lease(self, message: Message) -> None:
+        old = self.reply.fds
+        self.reply.lease, self.reply.fds = message.body["lease"], message.named()
+        for fd in old.values():
+            os.close(fd)
+
+    def _say(self, text: str) -> None:
+        if text != self._said:
+            print(f"vdexdp: {text}", file=sys.stderr)
+        self._said = text
+
+
+def plug(wanted: PlugRequest, fds: list[int]) -> Plug:
+    """Ask the daemon, started if need be, for a plug.  ``fds`` are taps, which stay the caller's.
+
+    Raises PrivilegeError and DaemonError where there is no daemon to be had, and what the daemon answers.
+    """
+    for attempt in (1, 2, 3):
+        channel = connect()
+        try:
+            auto = bool(check_reply(ask(channel, request("hello")).body).get("auto", False))
+            reply = PlugReply.from_message(ask(channel, wanted.to_json(), fds))
+        except DaemonError:
+            # A daemon that leaves after its last plug may have let us in on its way out.
+            channel.close()
+            if attempt == 3:
+                raise
+        except BaseException:
+            channel.close()
+            raise
+        else:
+            return Plug(channel, reply, auto, bridge=reply.fds.pop("bridge", -1))
+    raise AssertionError("the third attempt returns or raises")
