@@ -198,7 +198,7 @@ def plug(arguments: Arguments) -> int:
             second = command.end()
         signals = undo.enter_context(as_descriptor(*ENDING))
         joint = undo.enter_context(Joint((first, second), arguments.contexts, arguments.accel, wrap))
-        print(f"vdexdp: {first.vnl} = {second.vnl}: {joint.path}", file=sys.stderr, flush=True)
+        print(f"vdexdp: {first.vnl} -- {second.vnl}: {joint.path}", file=sys.stderr, flush=True)
         ready()
         cause = joint.run(signals)
         if arguments.verbose:

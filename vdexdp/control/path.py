@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vdexdp.plugins.base import KernelEnd, Netdev, NoKernelEnd, Tunnel
+from vdexdp.plugins.base import KernelEnd, NoKernelEnd, Tunnel
 from vdexdp.plugins.registry import End
 
 
@@ -26,17 +26,11 @@ def plan(first: End, second: End) -> Plan:
     """The best way for a cable between two ends.  May look at the system.  Raises VnlError."""
     ends = (first.kernel_end(), second.kernel_end())
     tunnels = sum(isinstance(end, Tunnel) for end in ends)
-    reasons = [
-        f"{end.vnl}: {kernel.reason}"
-        for end, kernel in zip((first, second), ends, strict=True)
-        if isinstance(kernel, NoKernelEnd)
-    ]
+    reasons = [kernel.reason for kernel in ends if isinstance(kernel, NoKernelEnd)]
     if tunnels == 2:
         return Plan("user", ends, "two tunnels are joined in userspace")
     if not reasons:
         return Plan("kernel", ends)
     if tunnels == 1:
         return Plan("bridge", ends, reasons[0])
-    if any(isinstance(end, Netdev) for end in ends):
-        return Plan("user", ends, reasons[0])
     return Plan("user", ends, "; ".join(dict.fromkeys(reasons)))
