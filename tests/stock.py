@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,8 +16,9 @@ import pytest
 @functools.cache
 def library(name: str) -> ctypes.CDLL:
     """A stock library by its soname; its absence is a failure, as scripts/setup installs it."""
+    # Nested stock plugins use vde_open without naming the library that has it.
     try:
-        return ctypes.CDLL(name)
+        return ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
     except OSError as error:
         pytest.fail(f"no oracle: {error}; install Debian's libvdeplug2")
 
@@ -55,3 +58,47 @@ def parse(body: bytes, function: str, table: Sequence[tuple[str, int]], *, neste
     if getattr(lib, function)(text, parameters):
         return None
     return Answer(text.value, tuple(variable.value for variable in variables), inner)
+
+
+class Plug:
+    """A stock plug: ``vnl`` around ``seqpacket://``, whose far end is ``wire``.
+
+    ``vnl`` has ``{}`` where the inner VNL goes, e.g. ``vlan://3{}``.
+    """
+
+    def __init__(self, vnl: str) -> None:
+        self.lib = library("libvdeplug.so.2")
+        self.lib.vde_open_real.restype = ctypes.c_void_p
+        self.lib.vde_send.restype = self.lib.vde_recv.restype = ctypes.c_ssize_t
+        inner, self.wire = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.wire.setblocking(False)
+        full = vnl.replace("{}", f"{{seqpacket://{inner.detach()}}}")
+        handle = self.lib.vde_open_real(os.fsencode(full), b"test", 1, None)
+        assert handle, f"stock libvdeplug does not open {full}"
+        self.handle = ctypes.c_void_p(handle)
+
+    def send(self, frame: bytes) -> bytes | None:
+        """What comes out on the wire when the plug sends ``frame``; None for nothing."""
+        buffer = ctypes.create_string_buffer(frame, len(frame))  # libvdeplug_vlan writes into it
+        self.lib.vde_send(self.handle, buffer, ctypes.c_size_t(len(frame)), 0)
+        try:
+            return self.wire.recv(65536)
+        except BlockingIOError:
+            return None
+
+    def recv(self, frame: bytes, size: int = 9234) -> bytes | None:
+        """What the plug receives when ``frame`` comes from the wire; None for nothing (1, or an error)."""
+        self.wire.send(frame)
+        buffer = ctypes.create_string_buffer(size)
+        got = self.lib.vde_recv(self.handle, buffer, ctypes.c_size_t(size), 0)
+        return buffer.raw[:got] if got > 1 else None
+
+    def close(self) -> None:
+        self.lib.vde_close(self.handle)
+        self.wire.close()
+
+    def __enter__(self) -> Plug:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -171,7 +171,10 @@ def parse_ethertype(text: str) -> OuterType:
     named = {"": ETHERTYPE, "ipv4": 0x0800, "ipv6": 0x86DD}.get(text)
     if named is not None:
         return named
-    value = int(text, 0)
+    try:
+        value = int(text, 16 if text[:2] in ("0x", "0X") else 10)
+    except ValueError:
+        raise ValueError(f'"{text}" is no ethertype: give copy, ipv4, ipv6, rand or a number') from None
     if value and not 0x600 <= value < 0xFFFF:
-        raise ValueError(f"{text} is not between 0x600 and 0xfffe")
+        raise ValueError(f"ethertype {text} is not between 0x600 and 0xfffe")
     return value or ETHERTYPE
