@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -164,7 +164,7 @@ class Batch:
     def __getitem__(self, index: int) -> memoryview:
         return self.rows[index][: self.lengths[index]]
 
-    def __iter__(self) -> Iterable[memoryview]:
+    def __iter__(self) -> Iterator[memoryview]:
         for index in range(self.count):
             yield self.rows[index][: self.lengths[index]]
 
