@@ -7,8 +7,8 @@ nearly vanishes.  What follows in softirq runs on the sender's processor; where 
 sender waits until its frames have been dealt with, and needs no pacing.
 
 The paced sender: a packet socket, at rates that rise until frames get lost.  Contestants that run as processes need
-it: a flood would take a processor from them only to fill a queue that is full anyway, and a slower sender shows more
-of what they can do (measured: twice as much on two processors).
+it: a flood takes a processor from them only to fill a queue that is full anyway, and a slower sender shows more of what
+they can do (measured: up to twice as much on two processors).
 
 The receiver is the far guest's IP layer (InReceives in /proc/net/snmp).  Device counters would depend on how a frame is
 handed over; this number says that the frame has reached its destination's stack.
@@ -42,7 +42,7 @@ LIVE_FRAMES = 2  # BPF_F_TEST_XDP_LIVE_FRAMES
 PROBE = 20_000
 """Frames sent first, to learn the rate.  What counts is sent in one call, as each call waits some 20 ms for RCU."""
 
-PACE_FIRST, PACE_STEP, PACE_LOSS = 30_000.0, 1.25, 0.25
+PACE_FIRST, PACE_STEP, PACE_LOSS = 40_000.0, 1.3, 0.25
 """Frames per second to begin with, the factor between two rates, and the share of lost frames that ends the search."""
 
 

@@ -33,6 +33,8 @@ def lac(runs: int, seconds: int, as_json: bool, check: bool, quiet: bool) -> Non
         click.echo(json.dumps(report.as_json(), indent=2))
     else:
         show(report)
+    if any(report.result(target.contestant).absent for target in report.targets):
+        sys.exit(1)
     if check and not all(report.met(target) for target in report.targets):
         sys.exit(1)
 
@@ -55,6 +57,11 @@ def show(report: Report) -> None:
             median = result.median(metric.key)
             cells.append("-" if median is None else f"{median * metric.scale:.{metric.digits}f}")
         table.add_row(result.title, *cells)
+    for contestant, baseline in dict.fromkeys((target.contestant, target.baseline) for target in report.targets):
+        ratios = [report.ratio(metric.key, contestant, baseline) for metric in report.metrics]
+        if any(ratios):
+            title = f"{report.result(contestant).title} / {report.result(baseline).title}"
+            table.add_row(title, *("-" if ratio is None else f"{ratio:.2f}×" for ratio in ratios), style="bold")
     console.print(table)
     for result in report.results:
         console.print(
