@@ -214,6 +214,7 @@ struct counters {
 /*
  * Maps: M(name, type, key type, value type, entries, flags).  This table is the only place that knows them.
  * counters and ports are indexed by port index; tunnels by the tunnel's port index; jumps by enum jump.
+ * tx_ports has the device that XDP_REDIRECT sends to: a local port's own, a tunnel's uplink; absent where it takes none.
  */
 #define VDEXDP_MAPS(M) \
 	M(fdb, LRU_HASH, struct fdb_key, struct fdb_entry, MAX_FDB, 0) \

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Fast path of decapsulation: a known endpoint's unicast for a known local port that takes redirected frames.
+ */
+#include "switch_xdp.h"
+
+PROGRAM(uplink_xdp, "xdp")(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct endpoint_key where = { .uplink = ctx->ingress_ifindex };
+	__u32 key = ctx->ingress_ifindex | UPLINK_KEY, *index, *uplink, len, to;
+	struct port_info *port, *out = NULL;
+	struct fdb_key fdb_key = {};
+	struct fdb_entry at = {}, *e;
+	struct switch_info *sw;
+	struct tunnel_info *t;
+	struct counters *c;
+	struct outer o;
+	struct eth *eth;
+
+	if (parse_outer(data, end, &o))
+		return VERDICT_PASS;
+	where.vni = swap32(o.vxlan_vni) >> 8;
+	where.udp_port = o.dst_port;
+	__builtin_memcpy(where.addr, o.dst, 16);
+	index = map_lookup(MAP(endpoints), &where);
+	uplink = map_lookup(MAP(ingress), &key);
+	if (!index || !uplink)
+		return VERDICT_PASS;
+	port = port_at(*index);
+	t = tunnel_at(*index);
+	c = counters_at(*index);
+	sw = port ? switch_at(port->switch_id) : NULL;
+	if (!sw || !t || sw->mode != MODE_SWITCH)
+		return VERDICT_PASS;
+	if (t->kind == TUNNEL_VXVDE && (o.vxlan_flags != swap32(VXLAN_FLAGS) || o.vxlan_vni & swap32(0xff)))
+		return left_to_tc(c);
+
+	eth = o.len == OUTER4_LEN ? data + OUTER4_LEN : data + OUTER6_LEN;
+	if ((void *)(eth + 1) > end)
+		return left_to_tc(c);
+	len = end - (void *)eth;
+	/* Padding, truncation and goodbyes are tc's. */
+	if (len != o.payload)
+		return left_to_tc(c);
+	fdb_key.switch_id = port->switch_id;
+	if (inspect(eth, end, &fdb_key))
+		return left_to_tc(c);
+
+	__builtin_memcpy(at.addr, o.src, 16);
+	at.udp_port = t->kind == TUNNEL_VXVDE ? o.src_port : t->group_port;
+	at.port = *index;
+	at.last_seen = ktime_ns();
+	at.generation = generation_now(sw, port, &at);
+	at.flags = o.capable ? FDB_F_ZERO_CSUM : 0;
+	__builtin_memcpy(at.next_hop, o.source_mac, 6);
+	e = fast_forward(&fdb_key, eth, &at, sw, &out, c);
+	if (!e || !out || !takes_xdp(out, len))
+		return left_to_tc(c);
+	to = e->port;
+	if (xdp_adjust_head(ctx, o.len))
+		return left_to_tc(c);
+	count_rx(c, PATH_XDP, 1, len);
+	count_rx(counters_at(*uplink), PATH_XDP, 1, len + o.len);
+	count_tx(counters_at(to), PATH_XDP, 1, len);
+	return redirect_map(MAP(tx_ports), to, 0);
+}
