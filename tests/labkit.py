@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,10 +14,15 @@ from dataclasses import dataclass
 
 import pytest
 
+from vdexdp.control import libbpf
 from vdexdp.lab import Namespace
 
 VDEXDP = (sys.executable, "-m", "vdexdp")
 """The command under test, from this checkout."""
+
+
+RETURN_1 = bytes.fromhex("b700000001000000 9500000000000000")
+"""The smallest program: XDP_DROP, or TC_ACT_RECLASSIFY."""
 
 
 def kernel_version() -> tuple[int, int]:
@@ -41,6 +47,40 @@ def _link_type(kind: str, *options: str) -> Callable[[], bool]:
     return probe
 
 
+def _macvtap() -> bool:
+    for command in ("add name probe1 type veth peer name probe2", "add link probe1 name probe3 type macvtap"):
+        made = subprocess.run(["ip", "link", *command.split()], capture_output=True, check=False)
+    subprocess.run(["ip", "link", "delete", "probe1"], check=True)
+    return made.returncode == 0
+
+
+def _live_frames() -> bool:
+    program = libbpf.prog_load("xdp", "probe", RETURN_1)
+    try:
+        libbpf.prog_test_run(program, bytes(64), repeat=2, flags=2)
+    except OSError:
+        return False
+    finally:
+        os.close(program)
+    return True
+
+
+def _link(kind: str, attach_type: int, flags: int = 0) -> Callable[[], bool]:
+    """A probe: does a BPF link of this type hold on the loopback of the session's own namespace?"""
+
+    def probe() -> bool:
+        program = libbpf.prog_load(kind, "probe", RETURN_1)
+        try:
+            os.close(libbpf.link_create(program, socket.if_nametoindex("lo"), attach_type, flags))
+        except OSError:
+            return False
+        finally:
+            os.close(program)
+        return True
+
+    return probe
+
+
 @dataclass(frozen=True)
 class Feature:
     """``since`` is the first kernel version that has it always, None for a matter of configuration."""
@@ -52,6 +92,10 @@ class Feature:
 FEATURES: dict[str, Feature] = {
     "bridge": Feature(None, _link_type("bridge")),
     "vxlan": Feature(None, _link_type("vxlan", "id", "1", "dstport", "4789")),
+    "live-frames": Feature((5, 18), _live_frames),
+    "macvtap": Feature(None, _macvtap),
+    "tcx": Feature((6, 6), _link("tc", libbpf.ATTACH_TCX_INGRESS)),
+    "xdp-link": Feature((5, 9), _link("xdp", libbpf.ATTACH_XDP, libbpf.XDP_FLAGS_SKB_MODE)),
     "veth": Feature((2, 6), _link_type("veth")),
 }
 _probed: dict[str, bool] = {}
