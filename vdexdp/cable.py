@@ -136,7 +136,11 @@ class Cable:
         wanted: dict[int, int] = dict.fromkeys(self._watched, select.POLLIN)
         reading: list[tuple[Flow, tuple[int, ...]]] = []
         writing: list[tuple[Flow, int]] = []
+        chores: list[tuple[Stream, int]] = []
         for flow in (self.left, self.right):
+            for fd in flow.source.chores():
+                wanted[fd] = wanted.get(fd, 0) | select.POLLIN
+                chores.append((flow.source, fd))
             writer = flow.sink.writer()
             if writer is not None:
                 wanted[writer] = wanted.get(writer, 0) | select.POLLOUT
@@ -155,6 +159,9 @@ class Cable:
         for fd, callback in tuple(self._watched.items()):
             if fd in ready:
                 ending = ending or callback()
+        for stream, fd in chores:
+            if fd in ready:
+                ending = ending or self._do_chores(stream)
         for flow, writer in writing:
             if ready.get(writer, 0) & ~select.POLLIN:
                 ending = ending or flow.resume()
@@ -166,6 +173,14 @@ class Cable:
                 if limit is not None and limit <= 0.0:
                     ending = ending or flow.read()
         return ending
+
+    @staticmethod
+    def _do_chores(stream: Stream) -> Ending | None:
+        try:
+            stream.do_chores()
+        except HangUp as end:
+            return Ending(stream, str(end))
+        return None
 
     def _wait(self, wanted: dict[int, int], timeout: float | None) -> list[tuple[int, int]]:
         if wanted != self._polled:

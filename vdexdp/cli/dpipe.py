@@ -135,7 +135,7 @@ def dpipe(
     nowrapproc: bool,
     nowrapnoclean: bool,
     chain: tuple[str, ...],
-) -> None:
+) -> int:
     """Join commands by pipes in both directions.
 
     A command between two "=" has its left neighbour on stdin and stdout, its right neighbour on the descriptors
@@ -160,4 +160,4 @@ def dpipe(
             if files and not nowrapnoclean:
                 _remove_later([path for path, _ in files])
             running.become_last()
-        sys.exit(supervise(running))
+        return supervise(running)

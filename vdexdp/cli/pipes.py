@@ -20,7 +20,7 @@ import sys
 import termios
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NoReturn
 
 import click
 
@@ -199,7 +199,7 @@ class Chain:
             for fd in wires.values():
                 os.close(fd)
 
-    def become_last(self) -> None:
+    def become_last(self) -> NoReturn:
         """Start all but the last command, and replace this process by that one.  Raises HostError."""
         last = len(self.stages) - 1
         for index in range(last):

@@ -112,6 +112,12 @@ class AddressLog(Stream):
     def flush(self) -> None:
         self.inner.flush()
 
+    def chores(self) -> Sequence[int]:
+        return self.inner.chores()
+
+    def do_chores(self) -> None:
+        self.inner.do_chores()
+
     def fault(self) -> str:
         return self.inner.fault()
 

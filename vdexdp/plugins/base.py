@@ -205,6 +205,16 @@ class Stream(ABC):
     def flush(self) -> None:
         """Push out what ``send`` took but could not write yet.  Called when ``writer`` is writable."""
 
+    def chores(self) -> Sequence[int]:
+        """Descriptors to poll for input all the time, even while ``recv`` is not wanted; readable: call ``do_chores``.
+
+        For timers and management, whose work must not wait until the other direction flows.
+        """
+        return ()
+
+    def do_chores(self) -> None:
+        """See ``chores``.  Raises as ``recv``."""
+
     def fault(self) -> str:
         """What is wrong with the end just now, for ``show``; "" when all is well."""
         return ""
