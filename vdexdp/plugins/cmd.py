@@ -19,6 +19,7 @@ import os
 import select
 import shlex
 import signal
+import sys
 import time
 from dataclasses import dataclass
 
@@ -71,7 +72,7 @@ class CommandStream(ByteStream):
             if batch.count > before:
                 return
         if self._has_ended(0.0):
-            raise HangUp(f"{self.name} {self._how_it_ended()}")
+            raise HangUp(self._epitaph())
         if self._silent_until is not None and time.monotonic() >= self._silent_until:
             raise HangUp(f"{self.name} has closed its end of the stream")
 
@@ -111,11 +112,17 @@ class CommandStream(ByteStream):
         poll.register(self._pidfd, select.POLLIN)
         return bool(poll.poll(patience * 1000))
 
-    def _how_it_ended(self) -> str:
+    def _epitaph(self) -> str:
+        """How the command ended; a failure is also told to the user, as its own messages may not have been."""
         result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT)
-        if result is None or result.si_code == os.CLD_EXITED:
-            return f"ended with status {result.si_status if result else 0}"
-        return f"was ended by {signal.Signals(result.si_status).name}"
+        assert result is not None
+        if result.si_code == os.CLD_EXITED:
+            text = f"{self.name} ended with status {result.si_status}"
+        else:
+            text = f"{self.name} was ended by {signal.Signals(result.si_status).name}"
+        if result.si_status:
+            print(text, file=sys.stderr)
+        return text
 
 
 def _start(argv: tuple[str, ...]) -> tuple[int, int, int]:
