@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vdexdp.errors import HostError, VnlError
+from vdexdp.wire.vxlan import VNI_MAX
 
 Grammar = Literal["raw", "slash", "bracket", "nested", "nested-slash"]
 
@@ -40,8 +41,6 @@ DEFAULT_SCHEME = "vde"
 
 DEFAULT_FILES = (".vdeplug/default", ".vde2/default.switch")
 """What the empty VNL means, relative to $HOME; the first that exists."""
-
-VNI_MAX = 0xFFFFFF
 
 _SQUOTE, _DQUOTE, _BACKSLASH, _PERCENT = b"'\"\\%"
 

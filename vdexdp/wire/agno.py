@@ -35,11 +35,10 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CBC, ECB
 
-Buffer = bytes | bytearray | memoryview
+from vdexdp.wire.ethernet import HEADER_SIZE, Buffer
 
 ETHERTYPE = 0xA6DE
 BLOCK = 16
-HEADER_SIZE = 14
 OVERHEAD_MAX = 2 * BLOCK - 1
 """Bytes by which a frame may grow."""
 

@@ -26,9 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vdexdp.wire.ethernet import DOT1Q, HEADER_SIZE, TAG_SIZE, VID_MASK
-
-Buffer = bytes | bytearray | memoryview
+from vdexdp.wire.ethernet import DOT1Q, HEADER_SIZE, TAG_SIZE, VID_MASK, Buffer
 
 UNTAGGED_BLOCKED = 0xFFF
 """As U: what the inside sends untagged is dropped."""

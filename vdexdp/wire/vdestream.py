@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-Buffer = bytes | bytearray | memoryview
+from vdexdp.wire.ethernet import Buffer
 
 LARGEST = 9236
 """Bytes of the longest frame that is accepted: the VDE family's largest frame and two more, as in libvdeplug."""

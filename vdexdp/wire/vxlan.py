@@ -19,7 +19,7 @@ from functools import lru_cache
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Literal, NamedTuple
 
-Buffer = bytes | bytearray | memoryview
+from vdexdp.wire.ethernet import Buffer
 
 HEADER_SIZE = 8
 FLAG_VNI = 0x08
