@@ -53,9 +53,12 @@ class _DlInfo(ctypes.Structure):
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """libvdeplug with the types of the six calls declared; None where it is not installed."""
+    """libvdeplug with the types of the six calls declared; None where it is not installed.
+
+    Its symbols are global, because modules that nest call vde_open without being linked to the library that has it.
+    """
     try:
-        lib = ctypes.CDLL(LIBRARY, use_errno=True)
+        lib = ctypes.CDLL(LIBRARY, ctypes.RTLD_GLOBAL, use_errno=True)
     except OSError:
         return None
     lib.vde_open_real.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int, ctypes.POINTER(_OpenArgs)]

@@ -106,16 +106,6 @@ class RestartStream(Stream):
             except (HangUp, VdexdpError, OSError) as error:
                 self._lost(error)
 
-    def chores(self) -> Sequence[int]:
-        return self._inner.chores() if self._inner is not None else ()
-
-    def do_chores(self) -> None:
-        if self._inner is not None:
-            try:
-                self._inner.do_chores()
-            except (HangUp, VdexdpError, OSError) as error:
-                self._lost(error)
-
     def fault(self) -> str:
         return self._inner.fault() if self._inner is not None else self._fault
 

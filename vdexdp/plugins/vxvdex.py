@@ -19,7 +19,8 @@ from vdexdp.errors import VnlError
 from vdexdp.plugins import vxnet
 from vdexdp.plugins.base import OpenContext, Option, Parsed, Plugin, Stream, Tunnel
 from vdexdp.plugins.vxvde import PORT
-from vdexdp.vnl import VNI_MAX, group, vni
+from vdexdp.vnl import group, vni
+from vdexdp.wire.vxlan import VNI_MAX
 
 
 class VxvdexPlugin(Plugin):
