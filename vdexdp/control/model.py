@@ -21,7 +21,7 @@ from vdexdp.control.netlink import Event
 from vdexdp.control.ports import Port, Ports
 from vdexdp.control.protocol import Body, Bridge, EndPath, PlugReply, PlugRequest, end_from_json, end_to_json
 from vdexdp.control.tunnels import OVERHEAD, Lac, Tunnels
-from vdexdp.errors import KernelPathError, ProtocolError
+from vdexdp.errors import HostError, KernelPathError, ProtocolError
 from vdexdp.plugins.base import Netdev, Tunnel
 
 CABLE_EXPIRY = 128
@@ -192,8 +192,8 @@ class Model:
         """
         try:
             about = state["plug"]
-            if about["id"] in self.plugs:
-                raise ProtocolError("lease", f"plug {about['id']} is here already")
+            number = about["id"] if about["id"] not in self.plugs else self.next_plug
+            self._check_lease(state)
             (first, first_fd), (second, second_fd) = map(end_from_json, about["ends"])
             vnls = (str(about["vnls"][0]), str(about["vnls"][1]))
             asked = PlugRequest(
@@ -201,7 +201,7 @@ class Model:
             )
             paths = [EndPath(**path) for path in about["paths"]]
             with ExitStack() as undo:
-                plug = Plug(about["id"], asked, about["since"], about["uid"], paths=paths, notes=list(about["notes"]))
+                plug = Plug(number, asked, about["since"], about["uid"], paths=paths, notes=list(about["notes"]))
                 plug.undo, plug.switch = undo, about["switch"]
                 if "lac" in state:
                     self.tunnels.adopt_exception(state["exception"], fds)
@@ -212,7 +212,7 @@ class Model:
                     self.cables.add(plug.switch)
                     undo.callback(self._drop_cable, plug.switch)
                 for one in state["ports"]:
-                    port = self.ports.adopt(one, fds)
+                    port = self.ports.adopt(one | {"plug": number}, fds)
                     undo.callback(self.ports.remove, port)
                     plug.ports.append(port)
                 plug.undo = undo.pop_all()
@@ -221,6 +221,17 @@ class Model:
         self.plugs[plug.id] = plug
         self.next_plug = max(self.next_plug, plug.id + 1)
         return plug
+
+    def _check_lease(self, state: Body) -> None:
+        """The tables still say what the lease says.  Raises HostError where its ports were given up meanwhile."""
+        tables = self.host.tables
+        claims = [(one["index"], one["switch"], one["ifindex"]) for one in state["ports"]]
+        if "lac" in state:
+            claims.append((state["lac"]["index"], state["lac"]["switch"], 0))
+        for index, switch, ifindex in claims:
+            info = tables.port(index)
+            if info is None or (info.switch_id, info.ifindex) != (switch, ifindex) or index in self.ports.all:
+                raise HostError("lease", "its ports were given up meanwhile", "plug again")
 
     def sweep(self, ports: Iterable[int], switches: Iterable[int]) -> int:
         """Remove what adopted maps still hold of plugs that did not come back; returns how many ports that were."""
@@ -245,14 +256,10 @@ class Model:
 
     def follow(self, events: Iterable[Event]) -> list[Notice]:
         """Keep up with rtnetlink; plugs whose interface or uplink is gone are unplugged, and named."""
+        known = set(self.tunnels.uplinks) | {port.ifindex for port in self.ports.all.values()}
+        seen = {event.ifindex for event in events}
         notices: list[Notice] = []
-        touched: set[int] = set()
-        for event in events:
-            if event.what == "lost":
-                touched |= set(self.tunnels.uplinks) | {port.ifindex for port in self.ports.all.values()}
-            else:
-                touched.add(event.ifindex)
-        for ifindex in touched:
+        for ifindex in known if 0 in seen else known & seen:
             notices += self._look(ifindex)
         return notices
 

@@ -78,6 +78,8 @@ class Tables:
         self.maps: dict[str, MapLike] = maps
         self.ports_used: set[int] = {0}
         self.switches_used: set[int] = {0}
+        self.static: dict[tuple[int, int, bytes], int] = {}
+        """Static FDB entries and their ports: generations don't make them forget."""
 
     # Indices
 
@@ -95,6 +97,9 @@ class Tables:
         """Take over what stands in the maps: every used port and switch is taken.  Returns both sets."""
         self.ports_used |= {i for i in range(1, MAPS["ports"].entries) if self.port(i).kind != K["PORT_NONE"]}
         self.switches_used |= {i for i in range(1, MAPS["switches"].entries) if self.switch(i).mode}
+        for key, entry in self._fdb_items():
+            if entry.flags & K["FDB_F_STATIC"]:
+                self.static[key.switch_id, key.vlan, bytes(key.mac)] = entry.port
         return self.ports_used - {0}, self.switches_used - {0}
 
     # Ports
@@ -111,6 +116,8 @@ class Tables:
 
     def clear_port(self, index: int) -> None:
         """Free an index; everything learnt about it is forgotten."""
+        for place in [place for place, port in self.static.items() if port == index]:
+            self.fdb_delete(*place)
         info = S["port_info"](generation=(self.port(index).generation + 1) & 0xFFFFFFFF)
         self.maps["ports"].update(index, info)
         self.maps["tunnels"].update(index, S["tunnel_info"]())
@@ -153,7 +160,7 @@ class Tables:
         """
         per_cpu = list(self.maps["counters"].lookup(index))
         found: dict[str, Any] = {}
-        paths = enum("path")
+        paths = enum("frame_path")
         for name in ("rx_frames", "rx_bytes", "tx_frames", "tx_bytes"):
             found[name] = {row.label: sum(getattr(c, name)[row.value] for c in per_cpu) for row in paths}
         for name, kind in (("drops", "drop_reason"), ("exceptions", "exception_reason"), ("events", "event")):
@@ -290,8 +297,10 @@ class Tables:
             entry.addr = type(entry.addr)(*words(endpoint[0]))
             entry.udp_port = swap16(endpoint[1])
         self.maps["fdb"].update(fdb_key(switch, vlan, mac), entry)
+        self.static[switch, vlan, mac] = port
 
     def fdb_delete(self, switch: int, vlan: int, mac: bytes) -> bool:
+        self.static.pop((switch, vlan, mac), None)
         return self.maps["fdb"].delete(fdb_key(switch, vlan, mac))
 
     def fdb_flush(self, switch: int) -> None:

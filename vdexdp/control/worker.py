@@ -304,6 +304,7 @@ def keep_only(wanted: set[int]) -> None:
     """Close every other descriptor: nothing of the daemon's may live on in here."""
     last = -1
     for fd in sorted(wanted):
-        os.closerange(last + 1, fd)
+        if fd > last + 1:  # an empty range makes CPython 3.11 close everything
+            os.closerange(last + 1, fd)
         last = fd
     os.closerange(last + 1, 1 << 20)

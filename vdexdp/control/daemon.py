@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Start-up of the daemon: limits, leftovers of kernels without links, the data plane's programs, then the server."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+from vdexdp.control.netlink import Netlink
+from vdexdp.control.server import Server
+
+
+def raise_limits() -> None:
+    """A lease for each of a thousand ports is many descriptors; kernels before 5.11 charge maps to RLIMIT_MEMLOCK."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except (OSError, ValueError):
+        return
+
+
+def remove_leftovers(netlink: Netlink) -> int:
+    """Remove the tc filters that a killed daemon of ours left on a kernel without tcx; returns how many."""
+    found = netlink.clsact_leftovers()
+    for clsact in found:
+        netlink.clsact_detach(clsact)
+    return len(found)
+
+
+def run(*, auto: bool = False, verbose: bool = False) -> None:
+    """Serve this network namespace until told to stop.
+
+    Raises DaemonError where another daemon does, PrivilegeError.
+    """
+    raise_limits()
+    server = Server(auto=auto, verbose=verbose)
+    if not server.awaited and (removed := remove_leftovers(server.netlink)):
+        print(f"vdexdp: removed {removed} filters that an earlier daemon left", file=sys.stderr, flush=True)
+    if not auto:
+        server.prepare()
+    server.run()

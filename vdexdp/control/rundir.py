@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The daemon's place under /run/vdexdp: one socket and one lock for each network namespace.
+
+The lock is held for the daemon's life, so whoever has it may remove a socket file that a dead daemon left.  In the lock
+file stand the processes whose plugs a daemon served: the next one knows whom to wait for before it makes maps of its
+own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from vdexdp.control.protocol import RUN_DIR, netns_inode, socket_path
+from vdexdp.errors import DaemonError, HostError, PrivilegeError
+
+BACKLOG: Final = 128
+
+
+def started(pid: int) -> int:
+    """When a process started, in clock ticks since boot; 0 where there is no such process (a zombie is none)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+class RunDir:
+    """Lock and listening socket.  Raises DaemonError when another daemon serves this namespace."""
+
+    def __init__(self) -> None:
+        netns = netns_inode()
+        self.path = socket_path(netns)
+        self._lock_path = RUN_DIR / f"{netns}.lock"
+        try:
+            RUN_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
+            self._lock = self._take_lock()
+        except PermissionError as error:
+            raise PrivilegeError(str(RUN_DIR), "permission denied", "run the daemon as root") from error
+        except OSError as error:
+            raise HostError.from_oserror(str(RUN_DIR), error) from error
+        self.orphans = self._read()
+
+    def _take_lock(self) -> int:
+        while True:
+            fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(fd), os.stat(self._lock_path)):
+                    return fd
+            except FileNotFoundError:  # removed by a daemon that left between our open and our lock
+                pass
+            except BlockingIOError as error:
+                os.close(fd)
+                raise DaemonError("daemon", "another one serves this network namespace", 'see "vdexdp show"') from error
+            os.close(fd)
+
+    def listen(self) -> socket.socket:
+        """The listening socket, readable and writable for its owner only."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            with suppress(FileNotFoundError):
+                self.path.unlink()
+            mask = os.umask(0o177)
+            try:
+                sock.bind(str(self.path))
+            finally:
+                os.umask(mask)
+            sock.listen(BACKLOG)
+        except OSError as error:
+            sock.close()
+            raise HostError.from_oserror(str(self.path), error) from error
+        return sock
+
+    def _read(self) -> set[int]:
+        """The processes that held plugs of the daemon before, as far as they live."""
+        try:
+            known = json.loads(os.pread(self._lock, 1 << 20, 0) or b"{}")
+            return {int(pid) for pid, start in known.items() if start and started(int(pid)) == start}
+        except (ValueError, AttributeError, TypeError):
+            return set()
+
+    def write(self, pids: Iterable[int]) -> None:
+        """Note whose plugs are served."""
+        data = json.dumps({str(pid): started(pid) for pid in pids}).encode()
+        with suppress(OSError):
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, data, 0)
+
+    def close(self, *, keep: bool) -> None:
+        """Remove the socket, and the lock file unless plugs live on (``keep``)."""
+        with suppress(OSError):
+            self.path.unlink()
+        if not keep:
+            with suppress(OSError):
+                self._lock_path.unlink()
+        os.close(self._lock)

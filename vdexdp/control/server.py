@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The daemon's loop: connections, requests, events.
+
+One thread, one selector.  A connection that hangs up takes its plug with it.  Whatever a client sends, it gets an
+answer or is hung up on; nothing it does stops the loop.
+
+After a daemon died, its plugs come back with their leases.  The first lease brings the maps; what they hold of plugs
+that did not come back is swept after a while.  Until the processes that the old daemon had noted have come back, or a
+moment has passed, new plugs wait: made on fresh maps they would never meet the old ones.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import selectors
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from vdexdp import __version__
+from vdexdp.control import libbpf, report
+from vdexdp.control.clients import Client, Reply, authorize
+from vdexdp.control.dataplane import Dataplane
+from vdexdp.control.host import Host
+from vdexdp.control.model import Model, Notice, release
+from vdexdp.control.netlink import Event, Monitor, Netlink
+from vdexdp.control.protocol import (
+    VERSION,
+    Body,
+    Channel,
+    Message,
+    PlugRequest,
+    check_request,
+    failure,
+    netns_inode,
+    take,
+)
+from vdexdp.control.rundir import RunDir
+from vdexdp.errors import DaemonError, HostError, ProtocolError, VdexdpError
+
+LINGER: Final = 1.0
+"""Seconds that a daemon started on demand stays after its last plug."""
+START_LINGER: Final = 10.0
+"""Seconds that it waits for its first one."""
+COME_BACK: Final = 3.0
+"""Seconds that plugs of a dead daemon have to come back."""
+PEERS_EVERY: Final = 2.0
+CONNECTIONS_MAX: Final = 1024
+COMMON_POINTS: Final = ("port_ingress", "port_egress", "uplink_ingress", "exception_ingress")
+
+
+class Server:
+    """One network namespace's daemon.  ``run`` returns when it is over."""
+
+    def __init__(self, *, auto: bool = False, verbose: bool = False) -> None:
+        self.auto = auto
+        self.verbose = verbose
+        self.since = time.time()
+        self.rundir = RunDir()
+        self.netlink = Netlink()
+        self.monitor = Monitor()
+        self.selector = selectors.DefaultSelector()
+        self.clients: dict[int, Client] = {}
+        self.model: Model | None = None
+        self.watched: tuple[Channel, int] | None = None
+        self.revive_at: float | None = None
+        self.running = True
+        self.restart = True
+        now = time.monotonic()
+        self.leave_at = now + START_LINGER if auto else None
+        self.awaited = set(self.rundir.orphans)
+        self.wait_until = now + COME_BACK if self.awaited else 0.0
+        self.sweep: tuple[float, set[int], set[int]] | None = None
+        self.next_peers = now
+        self.listener = self.rundir.listen()
+        self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
+        self.selector.register(self.monitor, selectors.EVENT_READ, self._rtnetlink)
+
+    # The loop
+
+    def run(self) -> None:
+        """Serve until a signal, ``stop``, or, started on demand, until nobody is plugged any more."""
+        reader, writer = socket.socketpair(type=socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        old = signal.set_wakeup_fd(writer.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+        self.selector.register(reader, selectors.EVENT_READ, lambda: self._signalled(reader))
+        try:
+            while self.running:
+                for key, _ in self.selector.select(self._timeout()):
+                    if key.fileobj is self.listener or self.selector.get_map().get(key.fd) is key:
+                        self._guarded(key.data)
+                self._timers()
+        finally:
+            signal.set_wakeup_fd(old)
+            reader.close()
+            writer.close()
+            self._close()
+
+    def _guarded(self, handler: Callable[[], None]) -> None:
+        try:
+            handler()
+        except Exception as error:
+            self._log(error)
+
+    def _log(self, error: BaseException) -> None:
+        if isinstance(error, VdexdpError) and not self.verbose:
+            print(f"vdexdp: {error}", file=sys.stderr, flush=True)
+        else:
+            traceback.print_exception(error)
+
+    def _signalled(self, reader: socket.socket) -> None:
+        reader.recv(64)
+        self.running = False
+
+    def _timeout(self) -> float:
+        now = time.monotonic()
+        times = [self.next_peers if self.model and self.model.tunnels.lacs else now + 60.0]
+        times += [self.leave_at] if self.leave_at is not None else []
+        times += [self.wait_until] if self.awaited else []
+        times += [self.sweep[0]] if self.sweep else []
+        times += [self.revive_at] if self.revive_at is not None else []
+        return max(0.0, min(times) - now)
+
+    def _timers(self) -> None:
+        now = time.monotonic()
+        if self.model is not None and now >= self.next_peers:
+            self.next_peers = now + PEERS_EVERY
+            self._guarded(self.model.poll_peers)
+        if self.awaited and now >= self.wait_until:
+            self.awaited.clear()
+        if not self.awaited:
+            self._serve_waiting()
+        if self.sweep is not None and now >= self.sweep[0] and self.model is not None:
+            _, ports, switches = self.sweep
+            self.sweep = None
+            self.model.sweep(ports, switches)
+        if self.revive_at is not None and now >= self.revive_at:
+            self._guarded(self._revive_worker)
+        if self.leave_at is not None and now >= self.leave_at:
+            self.running = False
+
+    def _close(self) -> None:
+        """Tell the plugs; with ``restart`` they keep their descriptors and wait for the next daemon."""
+        plugged = [client for client in self.clients.values() if client.plug is not None]
+        for client in plugged:
+            self._send(client, {"event": "bye", "restart": self.restart})
+        keep = bool(plugged) and self.restart
+        if self.model is not None:
+            if not keep:
+                self.model.unplug_all()
+            self.model.host.close()
+        self.rundir.close(keep=keep)
+        for client in self.clients.values():
+            client.channel.close()
+        for one in (self.listener, self.monitor, self.netlink, self.selector):
+            one.close()
+
+    # Connections
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self.listener.accept()
+        except OSError:  # the client is gone again, or descriptors ran out
+            return
+        sock.setblocking(False)
+        channel = Channel(sock)
+        client = Client(channel, channel.peer())
+        if len(self.clients) >= CONNECTIONS_MAX:
+            self._send(client, failure(HostError("daemon", f"it has {CONNECTIONS_MAX} connections already")))
+            channel.close()
+            return
+        self.clients[channel.fileno()] = client
+        self.selector.register(channel, selectors.EVENT_READ, lambda: self._readable(client))
+
+    def _readable(self, client: Client) -> None:
+        try:
+            message = client.channel.recv()
+        except BlockingIOError:
+            return
+        except ProtocolError as error:
+            self._send(client, failure(error))
+            return
+        except OSError:
+            message = None
+        if message is None:
+            self._hang_up(client)
+            return
+        self._request(client, message)
+
+    def _request(self, client: Client, message: Message) -> None:
+        try:
+            reply = self._answer(client, message)
+        except VdexdpError as error:
+            reply = Reply(failure(error))
+            if self.verbose:
+                self._log(error)
+        except Exception as error:
+            cause = "internal error" if not isinstance(error, OSError) else "the system refused"
+            reply = Reply(failure(HostError("daemon", f"{cause}: {error!r}", "see the daemon's log")))
+            self._log(error)
+        if reply is None:
+            client.waiting = message
+            return
+        message.close()
+        if not self._send(client, reply.body, reply.fds):
+            self._hang_up(client)
+        for fd in reply.own:
+            os.close(fd)
+
+    def _send(self, client: Client, body: Body, fds: list[int] | None = None) -> bool:
+        """False where the client is gone or does not read."""
+        try:
+            client.channel.send(body, fds or [])
+        except (DaemonError, OSError):
+            return False
+        return True
+
+    def _hang_up(self, client: Client) -> None:
+        if self.clients.pop(client.channel.fileno(), None) is None:
+            return
+        self.selector.unregister(client.channel)
+        client.channel.close()
+        if client.waiting is not None:
+            client.waiting.close()
+            client.waiting = None
+        if client.plug is not None and self.model is not None:
+            self.model.unplug(client.plug)
+            client.plug = None
+            self._plugs_changed()
+
+    def _reap(self) -> None:
+        """See hang-ups that wait in the queue: a plain restart must not meet its own dead plug."""
+        poll = select.poll()
+        for fd in self.clients:
+            poll.register(fd, select.POLLRDHUP)
+        for fd, events in poll.poll(0):
+            if events & (select.POLLHUP | select.POLLERR) and fd in self.clients:
+                self._hang_up(self.clients[fd])
+
+    def _plugs_changed(self) -> None:
+        plugged = [client for client in self.clients.values() if client.plug is not None]
+        self.rundir.write({client.peer.pid for client in plugged})
+        if self.auto:
+            self.leave_at = None if plugged else time.monotonic() + LINGER
+        self._watch_worker()
+
+    # Requests
+
+    def _answer(self, client: Client, message: Message) -> Reply | None:
+        """The reply; None where the request has to wait."""
+        body = message.body
+        op = check_request(body)
+        if op == "hello":
+            return Reply(self._hello())
+        if op == "plug":
+            asked = PlugRequest.from_json(body)
+            authorize(client.peer, asked.ends)
+            return self._plug(client, asked, message)
+        authorize(client.peer, ())
+        match op:
+            case "resume":
+                return self._resume(client, message)
+            case "show":
+                return Reply(self._show())
+            case "fdb":
+                return Reply({"ok": True} | report.fdb(self._model(), body))
+            case "stop":
+                self.restart, self.running = False, False
+                return Reply({"ok": True})
+        raise ProtocolError("request", f'unknown operation "{op[:40]}"')
+
+    def _hello(self) -> Body:
+        about = {"version": __version__, "pid": os.getpid(), "netns": netns_inode(), "auto": self.auto}
+        return {"ok": True, "v": VERSION} | about
+
+    def _show(self) -> Body:
+        nothing: Body = {"kernel": os.uname().release, "plugs": [], "switches": [], "ports": [], "uplinks": []}
+        shown = report.show(self.model) if self.model is not None else nothing | {"worker": {"running": False}}
+        return self._hello() | {"uptime": round(time.time() - self.since, 1)} | shown
+
+    def _model(self) -> Model:
+        if self.model is None:
+            self.model = Model(Host(Dataplane.create(), self.netlink))
+        return self.model
+
+    def prepare(self) -> None:
+        """Load the programs that every cable needs before the first one asks, unless an older daemon's maps may come."""
+        if not self.awaited:
+            self._model().host.dataplane.prepare(COMMON_POINTS)
+
+    def _plug(self, client: Client, asked: PlugRequest, message: Message) -> Reply | None:
+        if client.plug is not None or client.waiting is not None:
+            raise ProtocolError("plug", "this connection has a plug already")
+        if self.awaited:
+            return None
+        self._reap()
+        reply = self._model().plug(asked, message.fds, client.peer.uid)
+        client.plug = self._model().plugs[reply.plug]
+        self._plugs_changed()
+        own = [reply.fds["bridge"]] if "bridge" in reply.fds else []
+        return Reply(reply.to_json(), list(reply.fds.values()), own)
+
+    def _resume(self, client: Client, message: Message) -> Reply:
+        lease = take(message.body, "lease", dict)
+        if client.plug is not None:
+            raise ProtocolError("resume", "this connection has a plug already")
+        fds = message.named()
+        message.fds.clear()
+        try:
+            self._adopt_maps(fds)
+            client.plug = self._model().resume(lease, fds)
+        finally:
+            release(fds)
+            self.awaited.discard(client.peer.pid)
+        self._plugs_changed()
+        self._tell(self._model().follow([Event("lost", 0)]))
+        state, held = self._model().lease(client.plug) if client.plug is not None else ({}, {})
+        plug = lease["plug"]["id"] if client.plug is None else client.plug.id
+        return Reply({"ok": True, "plug": plug, "lease": state, "fds": list(held)}, list(held.values()))
+
+    def _adopt_maps(self, fds: dict[str, int]) -> None:
+        """The first lease's maps become ours; every other lease has to bring the same."""
+        maps = {name.removeprefix("map:"): fd for name, fd in fds.items() if name.startswith("map:")}
+        if self.model is None:
+            host = Host(Dataplane.adopt(maps), self.netlink)
+            for name in maps:
+                del fds[f"map:{name}"]
+            self.model = Model(host)
+            self.sweep = (time.monotonic() + COME_BACK, *host.tables.adopt())
+            return
+        ours = libbpf.map_info(self.model.host.dataplane.maps["ports"].fd).id
+        if "ports" not in maps or libbpf.map_info(maps["ports"]).id != ours:
+            raise HostError("lease", "a newer daemon has made a data plane of its own", "plug again")
+
+    def _serve_waiting(self) -> None:
+        for client in list(self.clients.values()):
+            if client.waiting is not None:
+                message, client.waiting = client.waiting, None
+                self._request(client, message)
+
+    # Events
+
+    def _tell(self, notices: list[Notice]) -> None:
+        """Tell plugs that they were unplugged."""
+        for notice in notices:
+            for client in self.clients.values():
+                if client.plug is not None and client.plug.id == notice.plug:
+                    client.plug = None
+                    self._send(client, {"event": "unplugged", "subject": notice.subject, "cause": notice.cause})
+        if notices:
+            self._plugs_changed()
+
+    def _rtnetlink(self) -> None:
+        events = self.monitor.events()
+        if self.model is not None:
+            self._tell(self.model.follow(events))
+
+    def _watch_worker(self) -> None:
+        """Listen to the exception worker of the moment, if there is one."""
+        exception = self.model.tunnels.exception if self.model is not None else None
+        channel = exception.channel if exception is not None else None
+        if self.watched is not None and self.watched[0] is not channel:
+            with suppress(KeyError, ValueError):
+                self.selector.unregister(self.watched[1])
+            self.watched = None
+        if self.watched is None and channel is not None:
+            self.watched = (channel, channel.fileno())
+            self.selector.register(channel.fileno(), selectors.EVENT_READ, self._worker)
+
+    def _worker(self) -> None:
+        if self.model is None or self.model.tunnels.exception is None:
+            return
+        events, alive = self.model.tunnels.exception.events()
+        self.model.worker_said(events)
+        if not alive and self.watched is not None:
+            self._log(HostError("exception worker", "ended", "starting another one"))
+            self.selector.unregister(self.watched[1])
+            self.watched = None
+            self.revive_at = time.monotonic() + (0.0 if self.model.tunnels.exception.restarts < 3 else 1.0)
+
+    def _revive_worker(self) -> None:
+        self.revive_at = None
+        if self.model is None:
+            return
+        self.model.tunnels.restart_worker()
+        self._watch_worker()
+        for client in self.clients.values():
+            if client.plug is not None and client.plug.lac is not None:
+                state, held = self.model.lease(client.plug)
+                self._send(client, {"event": "lease", "lease": state, "fds": list(held)}, list(held.values()))
