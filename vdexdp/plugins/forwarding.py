@@ -33,7 +33,7 @@ TABLE_SIZE: Final = 4096
 EXPIRY: Final = 120.0
 """Seconds until an entry that nobody refreshed is forgotten."""
 
-_FLOW_LIFE = 1.0  # seconds
+_FLOW_LIFE = 1.0  # seconds at most
 _FLOWS_MAX = 4096  # remembered per source
 _TAGGED = (b"\x81\x00", b"\x88\xa8")
 
@@ -83,6 +83,7 @@ class Learning(Policy):
     def __init__(self, size: int = TABLE_SIZE, expiry: float = EXPIRY) -> None:
         self._size = size
         self._expiry = expiry
+        self._flow_life = min(_FLOW_LIFE, expiry / 4)
         self._table: dict[bytes, tuple[Station, float]] = {}  # in the order of their times
         self._flows: dict[Station, _Flows] = {}
         self._flows_end = 0.0
@@ -92,7 +93,7 @@ class Learning(Policy):
         self._now = time.monotonic()
         if self._now >= self._flows_end:
             self._flows.clear()
-            self._flows_end = self._now + _FLOW_LIFE
+            self._flows_end = self._now + self._flow_life
         flows = self._flows.get(source)
         if flows is None:
             flows = self._flows[source] = _Flows(lambda header: self._decide(source, header))

@@ -144,7 +144,7 @@ class NetnodeStream(Stream):
         self._turn = 0
         self._ready: deque[int] = deque()
         self._vectors: dict[int, _Vectors] = {}
-        self._handlers: dict[int, Callable[[Batch], None]] = {}
+        self._handlers: dict[int, Callable[[Batch], object]] = {}
         self._epoll = select.epoll()
         self._directory = _directory(spec, context)
         self._watch(self._directory.listener, self._accept)
@@ -204,8 +204,8 @@ class NetnodeStream(Stream):
 
     # Frames
 
-    def _data_in(self, port: Port, batch: Batch) -> None:
-        """Frames of one client.
+    def _data_in(self, port: Port, batch: Batch) -> bool:
+        """Frames of one client; tell whether there were any.
 
         Where they come singly, plain calls are quicker than those for many; where one client has something again
         before this ``recv`` is over, they come in bursts.
@@ -219,9 +219,9 @@ class NetnodeStream(Stream):
             try:
                 length = batch.lengths[first] = port.data.recv_into(row)
             except OSError:
-                return  # nothing there, or an error that is over with its report; the stream says when a client leaves
+                return False  # nothing, or an error that is over with its report; the stream says when a client leaves
             if self._deliver(port, row, length):
-                return
+                return True
             batch.count = first + 1
         count = batch.count - first
         if count:
@@ -230,6 +230,7 @@ class NetnodeStream(Stream):
                 batch.count = first
             elif kept is not True:
                 keep(batch, first, kept)
+        return count > 0
 
     def _burst_in(self, port: Port, batch: Batch) -> int:
         """Append to the batch what a client has sent; return how many frames that is."""
@@ -378,10 +379,10 @@ class NetnodeStream(Stream):
         del self._half_open[control.fileno()]
         self._ports[port.fd] = port
         self._policy.join(port)
-        self._handlers[control.fileno()] = lambda _: self._stream_in(port)
+        self._handlers[control.fileno()] = lambda batch: self._stream_in(port, batch)
         self._watch(data, lambda batch: self._data_in(port, batch))
 
-    def _stream_in(self, port: Port) -> None:
+    def _stream_in(self, port: Port, batch: Batch) -> None:
         """A plugged client has nothing to say any more, except the rest of a long description, and its end."""
         try:
             heard = len(port.control.recv(REQUEST_MAX))
@@ -390,8 +391,15 @@ class NetnodeStream(Stream):
         except OSError:
             heard = 0
         port.spoken += heard
-        if not heard or port.spoken > REQUEST_MAX:
-            self._leave(port)
+        if heard and port.spoken <= REQUEST_MAX:
+            return
+        # What it sent before it left is still to be delivered; if that does not end, its port does.
+        for _ in range(_ROUNDS):
+            if batch.full:
+                return  # the end of the stream will be there the next time
+            if not self._data_in(port, batch):
+                break
+        self._leave(port)
 
     def _leave(self, port: Port) -> None:
         self._unwatch(port.data)
@@ -417,7 +425,7 @@ class NetnodeStream(Stream):
             self._paused_until = 0.0
             self._epoll.register(self._directory.listener.fileno(), select.EPOLLIN)
 
-    def _watch(self, end: socket.socket, handler: Callable[[Batch], None]) -> None:
+    def _watch(self, end: socket.socket, handler: Callable[[Batch], object]) -> None:
         self._epoll.register(end.fileno(), select.EPOLLIN)
         self._handlers[end.fileno()] = handler
 
