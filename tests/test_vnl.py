@@ -185,6 +185,7 @@ def test_last_repetition_sets_the_order() -> None:
         ("x/prot=5", "slash", 'test://x/prot=5: unknown key "prot"; did you mean "port"?'),
         ("x/q", "slash", 'test://x/q: unknown key "q"; known are port, portgroup, t, tag, v4, v6, vni'),
         ("x[v6]y", "bracket", 'test://x[v6]y: "y" stands behind the closing ]; move it in front of [, or quote it'),
+        ("\ud800", "raw", "'test://\\ud800': contains half a character; only names that a file can have are possible"),
         ("x%00", "slash", "test://x%00: contains a NUL byte, which no name can have; leave it out"),
     ],
 )
@@ -341,6 +342,10 @@ def mode(parsed: Parsed, key: str) -> int:
     return vnl.mode(parsed, key, 0o600)
 
 
+def buffer(parsed: Parsed, key: str) -> int:
+    return vnl.size(parsed, key, 0)
+
+
 def network(parsed: Parsed, key: str) -> int:
     return vnl.vni(parsed, key, 1)
 
@@ -380,6 +385,9 @@ def test_values(helper: Helper, text: str | None, value: int | None) -> None:
         (mode, "17777", "k=17777 is not an octal mode; give octal permissions, like 0700"),
         (network, "16777216", "k=16777216 is out of range; give 0 to 16777215"),
         (network, "rooot", 'k=rooot names no group of this system; did you mean "root"?'),
+        (vnl.group, "9" * 5000, "k=9"),
+        (network, "9" * 5000, "k=9"),
+        (buffer, "9" * 5000, "k=9"),
         (vnl.group, "4294967295", "k=4294967295 names no group of this system"),
     ],
 )

@@ -121,7 +121,12 @@ def _default_file() -> str:
 def parse_body(body: str, grammar: Grammar, options: Sequence[Option] = (), scheme: str = "") -> Parsed:
     """Take ``body`` apart by ``grammar``.  ``scheme`` is only for messages.  Raises VnlError."""
     vnl = f"{scheme}://{body}" if scheme else body
-    data = os.fsencode(body)
+    try:
+        data = os.fsencode(body)
+    except UnicodeEncodeError as error:
+        raise VnlError(
+            ascii(vnl), "contains half a character", "only names that a file can have are possible"
+        ) from error
     if grammar == "raw":
         return Parsed(body, vnl=vnl)
     nested: bytes | None = None
@@ -320,9 +325,9 @@ def group_id(text: str) -> int | None:
     """The gid of a group's name or decimal number; "" is the caller's effective group; None for no such group."""
     if not text:
         return os.getegid()
-    if re.fullmatch("[0-9]+", text):
-        value = int(text)
-        return value if value < 2**32 - 1 else None
+    if text.isdecimal():
+        value = c_integer(text, 10)
+        return value if value is not None and value < 2**32 - 1 else None
     import grp
 
     try:
