@@ -53,7 +53,7 @@ class ExceptionPath:
         with ExitStack() as undo:
             tap, name = open_tap("vdxp%d")
             undo.callback(close_fd, tap)
-            path = cls(host, tap, name, host.link(name).index, host.tables.take_port())
+            path = cls(host, tap, name, host.netlink.need(name).index, host.tables.take_port())
             undo.pop_all()
             undo.callback(path.close)
             host.private(name)

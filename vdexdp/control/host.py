@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from vdexdp.control.dataplane import Dataplane, Link
-from vdexdp.control.netlink import LinkInfo, Netlink
+from vdexdp.control.netlink import Netlink
 from vdexdp.control.tables import Tables
-from vdexdp.errors import HostError, KernelFeatureError, RequestError
+from vdexdp.errors import HostError, KernelFeatureError
 
 _TUNSETOFFLOAD: Final = 0x400454D0
 _TUN_OFFLOADS: Final = (0x6F, 0x0F)
@@ -38,14 +38,6 @@ class Host:
     def close(self) -> None:
         """Let go; what plugs hold lives on."""
         self.dataplane.close()
-
-    def link(self, name: str | int) -> LinkInfo:
-        """Raises RequestError when there is no such interface."""
-        link = self.netlink.link(name)
-        if link is None:
-            hint = f'create it with "ip tuntap add mode tap name {name}", or see "ip link"' if name else ""
-            raise RequestError(str(name), "no such interface", hint)
-        return link
 
     def attach(self, ifindex: int, point: str, *, xdp_native: bool = True) -> Link:
         """Attach a program; by clsact where the kernel has no links for tc.  Raises HostError, with nothing changed."""

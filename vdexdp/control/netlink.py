@@ -129,6 +129,14 @@ class Netlink:
             raise HostError(str(which), f"rtnetlink refused: {error}") from error
         return _link_info(found)
 
+    def need(self, which: str | int) -> LinkInfo:
+        """The interface of that name or index.  Raises RequestError when there is none."""
+        link = self.link(which)
+        if link is None:
+            hint = f'create it with "ip tuntap add mode tap name {which}", or see "ip link"'
+            raise RequestError(str(which), "no such interface", hint)
+        return link
+
     def links(self) -> list[LinkInfo]:
         """All interfaces of this namespace."""
         return [_link_info(found) for found in self._route.get_links()]

@@ -74,7 +74,7 @@ class Ports:
 
     def check(self, end: Netdev) -> LinkInfo:
         """The interface, if it can become a port.  Raises RequestError, KernelPathError or HostError."""
-        link = self.host.link(end.name)
+        link = self.host.netlink.need(end.name)
         if not link.ethernet or link.name == "lo":
             raise KernelPathError(end.name, "not an Ethernet interface, so not in the kernel path")
         if owner := self.by_ifindex(link.index):
@@ -124,7 +124,7 @@ class Ports:
             fd, name = open_tap("vdxb%d")
             undo.callback(close_fd, fd)
             host.private(name)
-            host.netlink.set_link(host.link(name).index, mtu=K["FRAME_MAX"] - ETH_HEADER - 4, state="up")
+            host.netlink.set_link(host.netlink.need(name).index, mtu=K["FRAME_MAX"] - ETH_HEADER - 4, state="up")
             port = self.add(Netdev(name, "wire", "tap"), switch, plug, bridge=True)
             undo.pop_all()
         return port, fd

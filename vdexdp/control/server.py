@@ -291,7 +291,7 @@ class Server:
         return self.model
 
     def prepare(self) -> None:
-        """Load the programs that every cable needs before the first one asks, unless an older daemon's maps may come."""
+        """Load the programs that every cable needs before one asks, unless an older daemon's maps may come."""
         if not self.awaited:
             self._model().host.dataplane.prepare(COMMON_POINTS)
 

@@ -19,7 +19,7 @@ from vdexdp.control.abi import K
 from vdexdp.control.dataplane import Link
 from vdexdp.control.exception import ExceptionPath
 from vdexdp.control.host import Host
-from vdexdp.control.netlink import XDP_NDO_XMIT, LinkInfo, canonical
+from vdexdp.control.netlink import XDP_NDO_XMIT, LinkInfo, Netlink, canonical
 from vdexdp.control.protocol import Body
 from vdexdp.control.sockets import TunnelSockets, foreign_sockets, goodbye, group_mac, open_sockets
 from vdexdp.control.tables import endpoint_key
@@ -28,6 +28,9 @@ from vdexdp.plugins.base import Tunnel
 
 OVERHEAD: Final = {4: 20 + 8 + 8 + 14, 6: 40 + 8 + 8 + 14}
 """Bytes that encapsulation adds to an inner IP packet: outer IP, UDP, VXLAN and the inner Ethernet header."""
+
+LEARN_LIMIT: Final = 16384
+"""New FDB entries that a tunnel may make in one expiry time: a quarter of the table."""
 
 
 @dataclass
@@ -86,6 +89,31 @@ class Lac:
         return {f"lac:{self.switch}:{name}": sock.fileno() for name, sock in sockets.items()}
 
 
+def find_uplink(netlink: Netlink, spec: Tunnel) -> tuple[LinkInfo, str]:
+    """The interface that leads to a tunnel's group, and our address there; touches nothing.
+
+    Raises RequestError, KernelPathError (the interface can't be an uplink in the kernel path) or HostError.
+    """
+    if spec.device:
+        link, source = netlink.need(spec.device), ""
+    else:
+        route = netlink.route(spec.group)
+        link, source = netlink.need(route.ifindex), route.source
+    if link.name == "lo" or not link.ethernet:
+        raise KernelPathError(link.name, "not an Ethernet interface, so no uplink for the kernel path")
+    if not link.up:
+        raise HostError(link.name, "the uplink is down", f'bring it up with "ip link set {link.name} up"')
+    if spec.bind:
+        if spec.bind not in netlink.local_addresses():
+            raise RequestError(spec.bind, "not an address of this host", 'see "ip address"')
+        return link, spec.bind
+    addresses = netlink.addresses(link.index, spec.family)
+    if not addresses:
+        hint = 'give it one, or name another: "/if=NAME"'
+        raise HostError(link.name, f"the uplink has no IPv{spec.family} address", hint)
+    return link, source if source in addresses else addresses[0]
+
+
 class Tunnels:
     """All uplinks by ifindex, all LACs by switch id, and the exception path that they share."""
 
@@ -100,7 +128,7 @@ class Tunnels:
     def join(self, spec: Tunnel, plug: int) -> Lac:
         """The LAC of a tunnel, made if this is its first plug.  Raises VdexdpError, with nothing left behind."""
         spec = replace(spec, group=canonical(spec.group), bind=canonical(spec.bind) if spec.bind else "")
-        link, local = self._uplink_of(spec)
+        link, local = find_uplink(self.host.netlink, spec)
         for lac in self.lacs.values():
             if lac.uplink.ifindex == link.index and _network(lac.spec) == _network(spec):
                 lac.plugs.add(plug)
@@ -125,30 +153,6 @@ class Tunnels:
         self._drop_lac(lac)
         self._drop_uplink(lac.uplink)
         self._drop_exception()
-
-    def _uplink_of(self, spec: Tunnel) -> tuple[LinkInfo, str]:
-        """The interface that leads to the group, and our address there."""
-        netlink = self.host.netlink
-        if spec.device:
-            link = self.host.link(spec.device)
-            source = ""
-        else:
-            route = netlink.route(spec.group)
-            link, source = self.host.link(route.ifindex), route.source
-        if link.name == "lo" or not link.ethernet:
-            raise KernelPathError(link.name, "as an uplink it is not an Ethernet interface")
-        if not link.up:
-            raise HostError(link.name, "the uplink is down", f'bring it up with "ip link set {link.name} up"')
-        addresses = netlink.addresses(link.index, spec.family)
-        if spec.bind:
-            if spec.bind not in netlink.local_addresses():
-                raise RequestError(spec.bind, "not an address of this host", 'see "ip address"')
-            return link, spec.bind
-        if not addresses:
-            raise HostError(
-                link.name, f"the uplink has no IPv{spec.family} address", 'give it one, or name another: "/if=NAME"'
-            )
-        return link, source if source in addresses else addresses[0]
 
     # The three parts; each is dropped only when nobody uses it any more
 
@@ -362,10 +366,6 @@ class Tunnels:
             lac.local_peers = int(bool(self.host.tables.tunnel_flags(lac.index) & K["TUNNEL_F_LOCAL_PEERS"]))
         lac.plugs.add(plug)
         return lac
-
-
-LEARN_LIMIT: Final = 16384
-"""New FDB entries that a tunnel may make in one expiry time: a quarter of the table."""
 
 
 def _network(spec: Tunnel) -> tuple[str, int, str, int, int]:
