@@ -270,10 +270,17 @@ def _ask(control: socket.socket, directory: str, request: bytes, port: int | Non
                 raise HostError(subject, "the switch refused the port", "it is taken, or the switch has no more")
             answer += piece
     except TimeoutError:
-        hint = "stock's netnodes never answer a request for port 0; leave the port out" if port == 0 else "it hangs"
-        raise HostError(subject, f"no answer from the switch within {ANSWER_TIMEOUT:g} s", hint) from None
+        raise HostError(subject, f"no answer from the switch within {ANSWER_TIMEOUT:g} s", _why_silent(port)) from None
     except ConnectionError as error:
         raise HostError(subject, "the switch refused the port", "it is taken, or the switch has no more") from error
     if not path:
         raise ProtocolError(subject, "the switch answered with an unnamed data socket")
     return path
+
+
+def _why_silent(port: int | None) -> str:
+    if port == 0:
+        return "stock's netnodes never answer a request for port 0; leave the port out"
+    if port:
+        return f"vde_switch is silent where it can't give a port: {port} may be taken or too high"
+    return "it hangs, or has no free port"
