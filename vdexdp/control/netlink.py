@@ -181,6 +181,16 @@ class Netlink:
         except NetlinkError as error:
             raise HostError(f"interface {ifindex}", f"rtnetlink refused: {error}") from error
 
+    def make_veth(self, name: str, peer: str) -> int:
+        """A pair of connected interfaces, both up; the first one's index.  Raises HostError."""
+        try:
+            self._route.link("add", ifname=name, kind="veth", peer=peer)
+        except NetlinkError as error:
+            raise HostError(name, f"rtnetlink refused a veth: {error}", 'load its module: "modprobe veth"') from error
+        for one in (peer, name):
+            self.set_link(self.need(one).index, state="up")
+        return self.need(name).index
+
     def xdp_features(self, ifindex: int) -> int | None:
         """The interface's XDP feature bits now; None where the kernel (before 6.3) can't tell."""
         try:

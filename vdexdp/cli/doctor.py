@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``vdexdp doctor``: is everything here that the kernel path needs, and if not, how to get it."""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib.util
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from vdexdp.cli.printing import json_option, print_json, print_table
+from vdexdp.control.probe import Check, capabilities, probe_kernel
+from vdexdp.errors import VdexdpError
+
+WORDS = {True: "ok", None: "slower", False: "MISSING"}
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> int:
+    """Check kernel, privileges, packages and leftovers; the exit status is 1 when the kernel path can't run."""
+    checks = [*_privileges(), *_devices(), *_packages(), *_state(), *_kernel()]
+    broken = any(check.ok is False for check in checks)
+    if as_json:
+        print_json({"ok": not broken, "checks": [asdict(check) for check in checks]})
+    else:
+        rows = [(WORDS[check.ok], check.name, check.detail) for check in checks]
+        print_table(f"Linux {os.uname().release}, {os.uname().machine}", ("", "what", "found"), rows)
+        for check in checks:
+            if check.ok is not True and check.hint:
+                click.echo(f"{check.name}: {check.hint}")
+        click.echo(
+            "The kernel path can't run here; --accel off does without it."
+            if broken
+            else "The kernel path can run here."
+        )
+    return 1 if broken else 0
+
+
+def _kernel() -> list[Check]:
+    if os.geteuid() != 0:
+        return [Check("kernel features", None, "not probed: that needs root", "run: sudo vdexdp doctor")]
+    try:
+        return probe_kernel()
+    except VdexdpError as error:
+        return [Check(error.subject, False, error.cause, error.hint)]
+
+
+def _privileges() -> list[Check]:
+    have = capabilities()
+    if "CAP_NET_ADMIN" in have and ("CAP_BPF" in have or "CAP_SYS_ADMIN" in have):
+        return [Check("privileges", True, ", ".join(sorted(have)))]
+    hint = "run as root; a daemon that runs already, or --accel off, needs no privilege of yours"
+    return [Check("privileges", None if have else False, "CAP_BPF and CAP_NET_ADMIN are missing", hint)]
+
+
+def _devices() -> list[Check]:
+    tun = Path("/dev/net/tun")
+    if tun.exists():
+        return [Check("/dev/net/tun", True, "there")]
+    return [Check("/dev/net/tun", False, "missing", 'load it with "modprobe tun"')]
+
+
+def _packages() -> list[Check]:
+    checks = []
+    for library, package, needed in (("bpf", "libbpf1", True), ("vdeplug", "libvdeplug2", False)):
+        found = ctypes.util.find_library(library)
+        missing = False if needed else None
+        hint = "" if found else f'install it with "apt-get install {package}"'
+        checks.append(Check(f"lib{library}", True if found else missing, found or "missing", hint))
+    if importlib.util.find_spec("bcc") is not None:
+        checks.append(Check("bcc", True, "there, to compile the programs"))
+    else:
+        hint = 'install it with "apt-get install python3-bpfcc"; a virtual environment needs --system-site-packages'
+        checks.append(Check("bcc", None, "missing: only cached or shipped programs can be loaded", hint))
+    for name, package in (("ip", "iproute2"), ("bpftool", "bpftool")):
+        found = shutil.which(name)
+        hint = "" if found else f'install it with "apt-get install {package}"'
+        checks.append(Check(name, True if found else None, found or "missing: only used by people and tests", hint))
+    return checks
+
+
+def _state() -> list[Check]:
+    """The daemon of this namespace, and what a killed one may have left."""
+    from vdexdp.control import client
+    from vdexdp.control.netlink import Netlink
+
+    checks = []
+    running = True
+    try:
+        about = client.call("hello")
+        checks.append(Check("daemon", True, f"process {about['pid']}, version {about['version']}"))
+    except client.NotRunning:
+        running = False
+        checks.append(Check("daemon", True, "none runs in this network namespace; a plug starts one"))
+    except VdexdpError as error:
+        checks.append(Check("daemon", None, error.cause, error.hint))
+    if running:
+        return checks
+    with Netlink() as netlink:
+        taps = [link.name for link in netlink.links() if link.kind == "tun" and link.name.startswith(("vdxp", "vdxb"))]
+        filters = netlink.clsact_leftovers()
+    if taps or filters:
+        detail = f"{len(filters)} tc filters, interfaces {', '.join(taps) or 'none'}"
+        hint = "plugs without a daemon hold them, or a killed daemon left them; the next daemon takes over or cleans up"
+        checks.append(Check("leftovers", None, detail, hint))
+    else:
+        checks.append(Check("leftovers", True, "none"))
+    return checks

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``vdexdp explain``: which way a cable would go here, and why.  Touches nothing, needs no daemon."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+import click
+
+from vdexdp.cli.printing import json_option, print_json, print_table
+from vdexdp.control import hooks
+from vdexdp.control.netlink import Netlink
+from vdexdp.control.path import plan
+from vdexdp.control.probe import capabilities
+from vdexdp.control.sockets import foreign_sockets
+from vdexdp.control.tunnels import OVERHEAD, find_uplink
+from vdexdp.errors import KernelPathError, VdexdpError
+from vdexdp.plugins import registry
+from vdexdp.plugins.base import KernelEnd, Netdev, NoKernelEnd, Tunnel
+
+
+@dataclass
+class Part:
+    """One end.  ``problem`` stands in the way of plugging it at all."""
+
+    vnl: str
+    path: str
+    why: str
+    problem: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+@click.command()
+@click.argument("first")
+@click.argument("second", required=False)
+@json_option
+def explain(first: str, second: str | None, as_json: bool) -> int:
+    """Say which path each end would take here, and why; nothing is touched."""
+    ends = [registry.parse(first)] + ([registry.parse(second)] if second is not None else [])
+    kernel = [end.kernel_end() for end in ends]
+    way, why = "kernel", ""
+    if len(ends) == 2:
+        chosen = plan(ends[0], ends[1])
+        way, why = chosen.way, chosen.why
+    elif isinstance(kernel[0], NoKernelEnd):
+        way, why = "user", kernel[0].reason
+    with Netlink() as netlink:
+        parts = [
+            _part(netlink, end.vnl, one, alone=len(ends) == 1, way=way) for end, one in zip(ends, kernel, strict=True)
+        ]
+        if way == "kernel" and len(ends) == 2:
+            _fit(netlink, parts, kernel)
+    needs = "" if way == "user" or "CAP_NET_ADMIN" in capabilities() else "a running daemon, or root to start one"
+    if as_json:
+        print_json({"way": way, "why": why, "needs": needs, "ends": [asdict(part) for part in parts]})
+    else:
+        _print(parts, way, why, needs)
+    return 1 if any(part.problem for part in parts) else 0
+
+
+def _part(netlink: Netlink, vnl: str, end: KernelEnd | NoKernelEnd, *, alone: bool, way: str) -> Part:
+    if isinstance(end, NoKernelEnd):
+        bridged = " (bridged into the kernel)" if way == "bridge" else ""
+        return Part(vnl, "user", end.reason + bridged)
+    if way == "user" and not alone:
+        return Part(vnl, "user", "the other end stays in userspace")
+    try:
+        return _netdev(netlink, vnl, end) if isinstance(end, Netdev) else _tunnel(netlink, vnl, end)
+    except KernelPathError as error:
+        return Part(vnl, "user", f"{error.subject}: {error.cause}")
+    except VdexdpError as error:
+        return Part(vnl, "-", "", str(error))
+
+
+def _netdev(netlink: Netlink, vnl: str, end: Netdev) -> Part:
+    stack = end.side == "stack"
+    link = netlink.link(end.name) if end.name else None
+    if link is None and end.create:
+        return Part(vnl, "tc", "the interface would be made; the host's own end passes tc egress only")
+    link = link or netlink.need(end.name)
+    choice = hooks.choose(end.hook, link, netlink.xdp_features(link.index), stack=stack)
+    part = Part(vnl, "xdp" if choice.xdp else "tc", choice.why)
+    if not link.up:
+        part.notes.append(f'{link.name} is down; bring it up with "ip link set {link.name} up"')
+    return part
+
+
+def _tunnel(netlink: Netlink, vnl: str, end: Tunnel) -> Part:
+    link, local = find_uplink(netlink, end)
+    choice = hooks.choose("auto", link, netlink.xdp_features(link.index))
+    part = Part(vnl, "xdp" if choice.xdp else "tc", f"uplink {link.name} ({local}): {choice.why}")
+    room = link.mtu - OVERHEAD[end.family]
+    part.notes.append(f"inner packets up to {room} bytes go unfragmented; larger ones take the exception path")
+    if peers := foreign_sockets(end.family, end.group, end.port, set()):
+        part.notes.append(f"{peers} sockets on this host listen to {end.group}: they are served by the exception path")
+    return part
+
+
+def _fit(netlink: Netlink, parts: list[Part], ends: list[KernelEnd | NoKernelEnd]) -> None:
+    tunnel = next((end for end in ends if isinstance(end, Tunnel)), None)
+    if tunnel is None or any(part.problem for part in parts):
+        return
+    room = find_uplink(netlink, tunnel)[0].mtu - OVERHEAD[tunnel.family]
+    for part, end in zip(parts, ends, strict=True):
+        link = netlink.link(end.name) if isinstance(end, Netdev) and end.name else None
+        if link is not None and link.mtu > room:
+            part.notes.append(f"its MTU {link.mtu} is over {room}; set it with: ip link set {link.name} mtu {room}")
+
+
+def _print(parts: list[Part], way: str, why: str, needs: str) -> None:
+    text = {
+        "kernel": "No frame touches a process.",
+        "bridge": f"The tunnel runs in the kernel, the other end in this process: {why}.",
+        "user": f"Every frame passes a process: {why}.",
+    }
+    print_table("", ("end", "path", "why"), [(part.vnl, part.path, part.problem or part.why) for part in parts])
+    for part in parts:
+        for note in part.notes:
+            click.echo(f"{part.vnl}: {note}")
+    click.echo(text[way] + (f" Needs {needs}." if needs else ""))
