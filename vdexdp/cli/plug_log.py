@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import socket
 import syslog
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vdexdp.plugins.base import Batch, Stream
+from vdexdp.plugins.wrapper import WrapperStream
 
 ADDRESSES_MAX = 1 << 16
 
@@ -76,24 +77,13 @@ def source_address(frame: memoryview) -> tuple[str, int] | None:
     return None
 
 
-class AddressLog(Stream):
+class AddressLog(WrapperStream):
     """A stream whose frames' source addresses are logged, each once."""
 
     def __init__(self, inner: Stream) -> None:
-        self.inner = inner
-        super().__init__()
-        self.drops = inner.drops
+        super().__init__(inner)
         self._seen: set[str] = set()
         self._user, self._remote = _who()
-
-    def readers(self) -> Sequence[int]:
-        return self.inner.readers()
-
-    def writer(self) -> int | None:
-        return self.inner.writer()
-
-    def timeout(self) -> float | None:
-        return self.inner.timeout()
 
     def recv(self, batch: Batch) -> None:
         first = batch.count
@@ -105,21 +95,3 @@ class AddressLog(Stream):
                 family = "IP6" if ":" in found[0] else "IP4"
                 text = f"user {self._user} Real-IP {self._remote} has got VDE-{family} {found[0]} on vlan {found[1]}"
                 syslog.syslog(syslog.LOG_INFO, text)
-
-    def send(self, batch: Batch, start: int = 0) -> int:
-        return self.inner.send(batch, start)
-
-    def flush(self) -> None:
-        self.inner.flush()
-
-    def chores(self) -> Sequence[int]:
-        return self.inner.chores()
-
-    def do_chores(self) -> None:
-        self.inner.do_chores()
-
-    def fault(self) -> str:
-        return self.inner.fault()
-
-    def close(self) -> None:
-        self.inner.close()

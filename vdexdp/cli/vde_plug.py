@@ -203,7 +203,7 @@ def plug(arguments: Arguments) -> int:
         cause = joint.run(signals)
         if arguments.verbose:
             print(f"vdexdp: ended: {cause}", file=sys.stderr)
-    return 0 if command is None or cause.startswith("SIG") else command.status
+    return command.status if command is not None and command.closed(cause) else 0
 
 
 def _logging(arguments: Arguments, undo: ExitStack) -> Wrapper | None:

@@ -117,8 +117,8 @@ class Starter:
             return open_channel()
         except NotRunning:
             if self._process is not None:
-                self._check()
-            elif self._lock():
+                return self._check()
+            if self._lock():
                 # Somebody may have started one between our look and our lock.
                 try:
                     return open_channel()
@@ -174,13 +174,18 @@ class Starter:
         )
         self._process = (pid, said)
 
-    def _check(self) -> None:
+    def _check(self) -> Channel | None:
+        """Whether the daemon that was started still lives; if it does not, raises DaemonError with what it said."""
         assert self._process is not None
         pid, said = self._process
         ended, status = os.waitpid(pid, os.WNOHANG)
         if not ended:
-            return
+            return None
         self._process = (0, said)
+        try:
+            return open_channel()  # a daemon that somebody else has just started may be the reason
+        except NotRunning:
+            pass
         text = os.pread(said, 65536, 0).decode(errors="replace").strip()
         self.finish()
         code = os.waitstatus_to_exitcode(status)

@@ -46,7 +46,7 @@ class CommandStream(ByteStream):
     """A running command as a plug end."""
 
     def __init__(self, argv: tuple[str, ...], name: str) -> None:
-        self._pid, source, sink = _start(argv)
+        self._pid, source, sink = start(argv)
         self._pidfd = os.pidfd_open(self._pid)
         self._silent_until: float | None = None  # monotonic seconds; the command has closed its output (or input)
         super().__init__(source, sink, name, own=True, greet=True)
@@ -125,8 +125,11 @@ class CommandStream(ByteStream):
         return text
 
 
-def _start(argv: tuple[str, ...]) -> tuple[int, int, int]:
-    """Start the command; return its pid, and our ends of its output and of its input.  Raises HostError."""
+def start(argv: tuple[str, ...], *, session: bool = True) -> tuple[int, int, int]:
+    """Start the command; return its pid, and our ends of its output and of its input.  Raises HostError.
+
+    Without a ``session`` of its own it stays at our terminal, for instance to ask for a password.
+    """
     their_input, sink = os.pipe2(os.O_CLOEXEC)
     source, their_output = os.pipe2(os.O_CLOEXEC)
     try:
@@ -135,7 +138,7 @@ def _start(argv: tuple[str, ...]) -> tuple[int, int, int]:
             argv,
             os.environ,
             file_actions=[(os.POSIX_SPAWN_DUP2, their_input, 0), (os.POSIX_SPAWN_DUP2, their_output, 1)],
-            setsid=True,
+            setsid=session,
             setsigmask=(),
             setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
         )
