@@ -53,6 +53,8 @@ PATH_MAX = 107
 SEND_BUFFER = 1 << 20
 """Bytes asked for; the kernel gives at most net.core.wmem_max.  Room for a burst: what does not fit is lost."""
 
+_GONE = FATAL | {errno.ECONNREFUSED, errno.ENOENT, errno.EPERM, errno.EACCES, errno.EPROTOTYPE}
+
 
 @dataclass(frozen=True)
 class PtpSpec:
@@ -106,15 +108,16 @@ class PtpStream(Stream):
             except (HangUp, OSError):
                 self._leave()
             else:
-                if got and self._datagram is not None and not self._datagram.connected:
+                if got and self._datagram is not None and not self._datagram.alive:
                     self._datagram.look()
 
     def send(self, batch: Batch, start: int = 0) -> int:
-        if self._datagram is not None and not self._datagram.connected:
+        if self._datagram is not None and not self._datagram.alive:
             self._datagram.look()
         if self._writer is not None and self._has_peer:
+            target = self._datagram and self._datagram.target
             try:
-                return self._writer.send(batch, start)
+                return self._writer.send(batch, start, [target] * (len(batch) - start) if target else ())
             except OSError:
                 self._leave()
         self.drops["no-peer"] += len(batch) - start
@@ -125,7 +128,7 @@ class PtpStream(Stream):
 
     @property
     def _has_peer(self) -> bool:
-        return self._peer is not None or (self._datagram is not None and self._datagram.connected)
+        return self._peer is not None or (self._datagram is not None and self._datagram.alive)
 
     def close(self) -> None:
         self._closed = True
@@ -288,11 +291,12 @@ class PtpStream(Stream):
     def _equip(self, s: socket.socket) -> None:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self._reader = Reader(s.fileno(), self.drops, sequenced=s.type == socket.SOCK_SEQPACKET)
-        self._writer = Writer(s.fileno(), self.drops, fatal=FATAL | {errno.ECONNREFUSED, errno.EPERM})
+        self._writer = Writer(s.fileno(), self.drops, fatal=_GONE)
 
     def _leave(self) -> None:
         """The peer has gone."""
         if self._datagram is not None:
+            self._datagram.alive = False
             self._datagram.part()
         if self._peer is None:
             return

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The ptp wire of libvdeplug up to 4.0.1, which is what Debian has: two datagram sockets that send to each other.
 
-The first end binds the path, the second binds the path with a "+" behind it.  There is no handshake and no
-farewell: whoever has something to send connects to the other name, and learns from a refusal that nobody is there.
-So an end that has a peer looks after it four times a second by connecting again, which changes nothing while the
-peer lives.
+The first end binds the path, the second binds the path with a "+" behind it and connects to the first.  There is no
+handshake and no farewell: whoever sends to a name learns from a refusal that nobody is there, and looks again four
+times a second.
 
-That look is not only for us.  A datagram socket that is connected, be it to a dead peer, lets nobody else connect to
-it: a second end that comes back would be refused until the first had noticed that the old one is gone.
-
-Connected to each other, the two sockets know only one limit, the sender's SO_SNDBUF.
+Stock's first end connects, too, when it first sends something.  Ours does not, because a datagram socket that is
+connected, be it to a dead peer, lets nobody else connect to it: a second end that was restarted would be refused
+until the first had noticed.  It puts the name on each frame instead.  Without that connection the kernel queues no
+more than net.unix.max_dgram_qlen (10) frames from the second end; stock waits then, and we read fast.  A second end
+of ours would not wait but lose, so it marks its name (the sticky bit, which means nothing on a socket): to that one
+the first end does connect, and only the sender's SO_SNDBUF is a limit.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ import errno
 import os
 import socket
 import stat
+import struct
 
 from vdexdp.errors import HostError
 from vdexdp.plugins import cmodule
+from vdexdp.plugins.mmsg import address_of
 
 LOOK = 0.25
 """Seconds between looks at whether the other end is there."""
 
 _libc = ctypes.CDLL(None)
+_FAMILY = struct.Struct("=H")
 _UNSPEC = b"\0\0"  # a sockaddr of family AF_UNSPEC: connecting to it disconnects
 
 
@@ -41,17 +45,23 @@ def spoken_here() -> bool:
 
 
 class DatagramEnd:
-    """One bound socket; ``connected`` says whether the other end was there when we last looked."""
+    """One bound socket; ``alive`` says whether the other end was there when we last looked.
+
+    ``target`` is what to send to where the socket is not connected: address and size of a socket address in memory.
+    """
 
     def __init__(self, path: str, second: bool) -> None:
         self.second = second
         self._own, self._other = (path + "+", path) if second else (path, path + "+")
-        self.connected = False
+        self._address = bytearray(_FAMILY.pack(socket.AF_UNIX) + os.fsencode(self._other) + b"\0")
+        self.target: tuple[int, int] | None = (address_of(self._address), len(self._address))
+        self.alive = False
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             if second:
                 self._bury()
-            os.fchmod(self.socket.fileno(), 0o700)  # what the name is created with: never open to others
+            # What the name is created with: never open to others.
+            os.fchmod(self.socket.fileno(), 0o700 | (stat.S_ISVTX if second else 0))
             self.socket.bind(self._own)
             self._inode = os.stat(self._own).st_ino
         except BaseException:
@@ -59,27 +69,36 @@ class DatagramEnd:
             raise
 
     def look(self) -> bool:
-        """Connect, or see that one is still connected.  False where this end has no future.
+        """See whether the other end is there; False where this end has no future.
 
         That is so when our name was taken away, or what has the other name is no datagram socket.
         """
-        code = self.socket.connect_ex(self._other)
-        if code == 0:
-            self.connected = True
-            return True
-        if self.connected:
+        code = self.socket.connect_ex(self._other) if self._may_connect() else _probe(self._other)
+        self.alive = code in (0, errno.EPERM)
+        if code:
             self.part()
+        elif self._may_connect():
+            self.target = None
         return code != errno.EPROTOTYPE and self._owns_name()
 
     def part(self) -> None:
-        """Forget the other end, so that another one may come."""
-        _libc.connect(self.socket.fileno(), _UNSPEC, len(_UNSPEC))
-        self.connected = False
+        """The other end is gone: let another one come."""
+        if self.target is None:
+            _libc.connect(self.socket.fileno(), _UNSPEC, len(_UNSPEC))
+            self.target = (address_of(self._address), len(self._address))
 
     def close(self) -> None:
         if self._owns_name():
             os.unlink(self._own)
         self.socket.close()
+
+    def _may_connect(self) -> bool:
+        if self.second:
+            return True
+        try:
+            return bool(os.stat(self._other).st_mode & stat.S_ISVTX)
+        except OSError:
+            return False
 
     def _owns_name(self) -> bool:
         try:
@@ -94,7 +113,12 @@ class DatagramEnd:
                 raise HostError(self._own, "exists and is not a socket", "choose another path, or remove it")
         except FileNotFoundError:
             return
-        code = self.socket.connect_ex(self._own)
-        if code != errno.ECONNREFUSED:
+        if _probe(self._own) != errno.ECONNREFUSED:
             raise HostError(self._other, "already joins two ends", "give this pair of ends a path of its own")
         os.unlink(self._own)
+
+
+def _probe(path: str) -> int:
+    """The errno with which a datagram socket is refused there, or 0; EPERM means that it is alive and connected."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as s:
+        return s.connect_ex(path)

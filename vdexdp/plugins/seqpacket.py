@@ -20,6 +20,9 @@ from vdexdp.vnl import c_integer
 
 FD_MAX = 0x7FFFFFFF
 
+SEND_BUFFER = 1 << 20
+"""Bytes asked for; the kernel gives at most net.core.wmem_max.  Room for a burst: what does not fit is lost."""
+
 
 class SeqpacketStream(Stream):
     def __init__(self, fd: int) -> None:
@@ -34,6 +37,7 @@ class SeqpacketStream(Stream):
             self._socket.detach()
             raise HostError(subject, "is a socket that does not keep packets apart", "give a SOCK_SEQPACKET")
         os.set_inheritable(fd, False)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         sequenced = self._socket.type == socket.SOCK_SEQPACKET
         self._reader = Reader(fd, self.drops, sequenced=sequenced)
         self._writer = Writer(fd, self.drops, fatal=FATAL if sequenced else FATAL | {errno.ECONNREFUSED})
