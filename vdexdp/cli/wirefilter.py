@@ -2,7 +2,8 @@
 """``vdexdp wirefilter``: stock wirefilter's command line around the same wire as ``wirefilter://``.
 
 Its ends are two VNLs, or what dpipe connects: the left end is on stdin and stdout, the right one on the descriptors
-named by ALTERNATE_STDIN and ALTERNATE_STDOUT.  Without those (``=} wirefilter }=``) frames only go from stdin to stdout.
+named by ALTERNATE_STDIN and ALTERNATE_STDOUT.  Without those (``=} wirefilter }=``) frames only go from stdin to
+stdout.
 
 Lengths count two bytes more than the frame has, as in stock: those of the stream's length field.
 """
