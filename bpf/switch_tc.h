@@ -72,7 +72,7 @@ static __always_inline int port_input(struct __sk_buff *skb, __u32 in, __u8 path
 	f.key.switch_id = port->switch_id;
 	if (skb->vlan_present) {
 		f.key.vlan = skb->vlan_tci & 0xfff;
-	} else if (is_vlan(eth.proto)) {
+	} else if (is_vlan(eth.proto) && skb->len >= ETH_LEN + 4) {
 		__be16 tci = 0;
 
 		skb_load_bytes(skb, ETH_LEN, &tci, 2);

@@ -26,7 +26,8 @@ static __always_inline int decap(struct __sk_buff *skb, const struct outer *o, c
 			resize = 1;
 		}
 	}
-	typed = eth->proto == o->proto;
+	/* More tags than MAX_TAGS, or a tag that is cut off: what is left of them stays in the frame, untyped. */
+	typed = eth->proto == o->proto || is_vlan(eth->proto);
 	if (!typed && (eth->proto == PROTO_IP || eth->proto == PROTO_IPV6)) {
 		flags |= eth->proto == PROTO_IP ? ROOM_DECAP_L3_IPV4 : ROOM_DECAP_L3_IPV6;
 		/* Kernels before 6.2 don't know these flags. */

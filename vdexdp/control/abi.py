@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The kernel half's contract, derived from ``bpf/abi.h``.
 
-Nothing is typed in twice: this module reads the header's restricted dialect (the rules stand at its top) and makes ctypes structures,
-constants and map definitions of it.  ``tests/bpf/test_abi.py`` compares the result with what a C compiler makes of the same
-header: sizes, offsets, values.
+Nothing is typed in twice: this module reads the header's restricted dialect (the rules stand at its top) and makes
+ctypes structures, constants and map definitions of it.  ``tests/bpf/test_abi.py`` compares the result with what a C
+compiler makes of the same header: sizes, offsets, values.
 
 * ``K``: every ``#define`` and enumerator with an integer value, by name;
 * ``S``: every struct, by name, as a :class:`ctypes.Structure`;

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """From C sources to BPF instructions, by way of a cache.
 
-Compiled instructions are the same on every kernel of one architecture (what kernels differ in is tried at load or attach
-time), so that the cache is keyed by the sources and the flags alone and may be shipped.  Compiling happens in child processes, all
-programs that are wanted at once in parallel: see :mod:`vdexdp.control.bytecode_bcc`.
+Compiled instructions are the same on every kernel of one architecture (what kernels differ in is tried at load or
+attach time), so that the cache is keyed by the sources and the flags alone and may be shipped.  Compiling happens in
+child processes, all programs that are wanted at once in parallel: see :mod:`vdexdp.control.bytecode_bcc`.
 
-Maps are addressed by placeholder descriptors, numbered from ``FIRST_MAP`` on in the order of ``abi.MAPS``; :func:`relocate` puts real
-descriptors in.
+Maps are addressed by placeholder descriptors, numbered from ``FIRST_MAP`` on in the order of ``abi.MAPS``;
+:func:`relocate` puts real descriptors in.
 """
 
 from __future__ import annotations
@@ -169,8 +169,8 @@ def _refused(name: str, messages: str) -> KernelFeatureError:
         return KernelFeatureError(
             f"program {name}",
             "not in the bytecode cache, and bcc is not installed to compile it",
-            'install it with "apt-get install python3-bpfcc" and use a virtual environment with --system-site-packages, or use '
-            "--accel off",
+            'install it with "apt-get install python3-bpfcc", in a virtual environment with --system-site-packages; '
+            "--accel off does without",
         )
     if "FileNotFoundError" in messages and lines:
         return KernelFeatureError(
@@ -189,7 +189,10 @@ def images(names: Iterable[str]) -> dict[str, bytes]:
 
 
 def relocate(image: bytes, map_fds: Mapping[str, int]) -> bytes:
-    """Replaces placeholder descriptors: the immediates of ``ld_imm64`` (opcode 0x18) with source register 1 (BPF_PSEUDO_MAP_FD)."""
+    """Puts map descriptors in for the placeholders.
+
+    Those are the immediates of ``ld_imm64`` (opcode 0x18) whose source register is BPF_PSEUDO_MAP_FD (1).
+    """
     names = list(abi.MAPS)
     out = bytearray(image)
     offset = 0

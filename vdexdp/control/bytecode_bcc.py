@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The compiler's child process: C source in, BPF instructions out.  The only importer of bcc.
 
-It is a process of its own because LLVM's memory is never given back, bcc changes the working directory, and clang writes its messages to
-descriptor 2.  Run as ``python -m vdexdp.control.bytecode_bcc SOURCE FUNCTION TREE CFLAG…``; the instructions come on descriptor 1,
-clang's messages on 2.
+It is a process of its own because LLVM's memory is never given back, bcc changes the working directory, and clang
+writes its messages to descriptor 2.  Run as ``python -m vdexdp.control.bytecode_bcc SOURCE FUNCTION TREE CFLAG…``; the
+instructions come on descriptor 1, clang's messages on 2.
 
 No kernel headers are needed: bcc is pointed to a stub tree with the few files that its own preamble includes, and with
 links to the uapi headers of linux-libc-dev.

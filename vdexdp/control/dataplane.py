@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The kernel objects: maps, programs, and the links that hold programs to interfaces.
 
-Everything lives by descriptor.  :meth:`Dataplane.create` makes new maps; :meth:`Dataplane.adopt` goes on with maps that another
-process held meanwhile.  Programs are loaded when the first interface wants one.  An attachment is a :class:`Link`; when the
-last duplicate of its descriptor is closed, by whatever death, the kernel detaches the program.
+Everything lives by descriptor.  :meth:`Dataplane.create` makes new maps; :meth:`Dataplane.adopt` goes on with maps
+that another process held meanwhile.  Programs are loaded when the first interface wants one.  An attachment is a
+:class:`Link`; when the last duplicate of its descriptor is closed, by whatever death, the kernel detaches the program.
 
 Attach points:
 
@@ -19,6 +19,7 @@ Attach points:
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -30,7 +31,8 @@ from vdexdp.control import abi, bytecode, libbpf
 from vdexdp.errors import HostError, KernelFeatureError, PrivilegeError
 
 _NOBODY = 0x7FFFFFFF
-"""An interface index that does not exist: attaching to it shows by its errno whether the kernel knows the attach type."""
+"""An interface index that does not exist: attaching to it shows by its errno whether the kernel knows the attach
+type."""
 
 _JUMPS = {
     "flood_all": abi.K["JUMP_FLOOD"],
@@ -52,7 +54,7 @@ class Features:
 
 
 class Link:
-    """An attached program.  ``fd`` is -1 where the kernel has no links and ``close`` undoes the attachment by other means."""
+    """An attached program.  ``fd`` is -1 where the kernel has no links; ``close`` then undoes it by other means."""
 
     def __init__(self, fd: int, point: str, ifindex: int, undo: Callable[[], None] | None = None) -> None:
         self.fd = fd
@@ -112,7 +114,10 @@ class Dataplane:
 
     @classmethod
     def adopt(cls, map_fds: Mapping[str, int]) -> Dataplane:
-        """Goes on with existing maps; takes over the descriptors.  Raises HostError where they are not ours or of another layout."""
+        """Goes on with existing maps and takes over their descriptors.
+
+        Raises HostError where they are not ours, or of another layout.
+        """
         maps: dict[str, libbpf.Map] = {}
         for definition in abi.MAPS.values():
             fd = map_fds.get(definition.name, -1)
@@ -124,13 +129,15 @@ class Dataplane:
             found = (info.type, info.key_size, info.value_size, info.max_entries)
             expected = (
                 libbpf.MAP_TYPES[definition.kind],
-                libbpf.ctypes.sizeof(definition.key),
-                libbpf.ctypes.sizeof(definition.value),
+                ctypes.sizeof(definition.key),
+                ctypes.sizeof(definition.value),
                 definition.entries,
             )
             if found != expected:
                 raise HostError(
-                    f"map {definition.name}", "has another layout than this version's", "unplug everything and start afresh"
+                    f"map {definition.name}",
+                    "has another layout than this version's",
+                    "unplug everything and start afresh",
                 )
             maps[definition.name] = one
         return cls(maps)
@@ -179,7 +186,9 @@ class Dataplane:
                 raise KernelFeatureError("tcx", "this kernel (before 6.6) has no links for tc programs") from error
             if error.errno in (errno.EBUSY, errno.EEXIST):
                 raise HostError(
-                    f"interface {ifindex}", "another XDP program is attached", 'see it with "bpftool net", or use hook=tc'
+                    f"interface {ifindex}",
+                    "another XDP program is attached",
+                    'see it with "bpftool net", or use hook=tc',
                 ) from error
             if error.errno in (errno.EOPNOTSUPP, errno.EINVAL) and point.endswith("_xdp"):
                 raise KernelFeatureError(

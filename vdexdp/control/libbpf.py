@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """ctypes over libbpf.so.1: maps, programs, links, test runs.
 
-libbpf's low-level calls return a descriptor or 0, or a negative errno, and so every function here raises OSError or returns.  Keys and values are
-ctypes objects or bytes in the map's own layout (see :mod:`vdexdp.control.abi`).  Descriptors are close-on-exec, as the kernel makes
-them.
+libbpf's low-level calls return a descriptor or 0, or a negative errno, and so every function here raises OSError or
+returns.  Keys and values are ctypes objects or bytes in the map's own layout (see :mod:`vdexdp.control.abi`).
+Descriptors are close-on-exec, as the kernel makes them.
 """
 
 from __future__ import annotations
@@ -183,9 +183,7 @@ class Map:
         self._value_type: type[Any] = value * possible_cpus() if percpu else value
 
     @classmethod
-    def create(
-        cls, name: str, kind: str, key: type[Any], value: type[Any], entries: int, flags: int = 0
-    ) -> Map:
+    def create(cls, name: str, kind: str, key: type[Any], value: type[Any], entries: int, flags: int = 0) -> Map:
         """Raises OSError; EPERM where the caller may not use bpf(2)."""
         options = _MapOptions(sz=ctypes.sizeof(_MapOptions), map_flags=flags)
         fd = _check(
@@ -201,7 +199,7 @@ class Map:
         return cls(fd, key, value, percpu=kind.startswith("PERCPU"))
 
     def _key(self, key: Any) -> Any:
-        return _pointer(key if isinstance(key, (bytes, bytearray, ctypes.Structure)) else self.key(key))
+        return _pointer(self.key(key) if isinstance(key, int) else key)
 
     def lookup(self, key: Any) -> Any:
         """The value, for a per-CPU map the array of values; None where there is none."""
@@ -215,7 +213,7 @@ class Map:
         return value
 
     def update(self, key: Any, value: Any, flags: int = 0) -> None:
-        data = value if isinstance(value, (bytes, bytearray, ctypes.Structure, ctypes.Array)) else self.value(value)
+        data = self.value(value) if isinstance(value, int) else value
         _check(_lib().bpf_map_update_elem(self.fd, self._key(key), _pointer(data), flags))
 
     def delete(self, key: Any) -> bool:
@@ -291,8 +289,8 @@ class Map:
 def prog_load(kind: str, name: str, instructions: bytes, *, prog_flags: int = 0) -> int:
     """Loads a program ("tc" or "xdp") and returns its descriptor.
 
-    Raises PermissionError-like OSError where bpf(2) is not allowed, KernelFeatureError with the verifier's last useful lines in its cause
-    where the kernel refuses the program; the whole log is the exception's ``log``.
+    Raises PermissionError-like OSError where bpf(2) is not allowed, KernelFeatureError with the verifier's last useful
+    lines in its cause where the kernel refuses the program; the whole log is the exception's ``log``.
     """
     options = _ProgOptions(sz=ctypes.sizeof(_ProgOptions), attempts=5, prog_flags=prog_flags)
     image = ctypes.create_string_buffer(instructions, len(instructions))
@@ -320,7 +318,7 @@ def prog_load(kind: str, name: str, instructions: bytes, *, prog_flags: int = 0)
 
 
 def link_create(prog_fd: int, ifindex: int, attach_type: int, flags: int = 0) -> int:
-    """Attaches a program to an interface of the caller's network namespace; it stays while the returned descriptor lives."""
+    """Attaches a program to an interface of the caller's network namespace, for as long as the descriptor lives."""
     options = _LinkOptions(sz=ctypes.sizeof(_LinkOptions), flags=flags)
     return _check(_lib().bpf_link_create(prog_fd, ifindex, attach_type, ctypes.byref(options)))
 
