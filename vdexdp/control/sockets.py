@@ -114,6 +114,8 @@ def _unicast(tunnel: Tunnel, ifindex: int) -> socket.socket:
     sock = _new(tunnel)
     port = tunnel.port if tunnel.kind == "vxlan" else 0
     try:
+        if tunnel.kind == "vxlan":  # its own multicast socket binds the same port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((tunnel.bind or ("::" if tunnel.family == 6 else "0.0.0.0"), port))
         if tunnel.family == 6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, ifindex)
