@@ -343,9 +343,14 @@ class VxlanStream(VxStream):
 
 
 def is_local(name: bytes) -> bool:
-    """Whether the address in a struct sockaddr_in or sockaddr_in6 is one of this host's."""
+    """Whether the address in a struct sockaddr_in or sockaddr_in6 is one of this host's.
+
+    The unspecified address is: what leaves through an interface without an address comes back with it.
+    """
     v6 = len(name) == 28
     packed, scope = (name[8:24], struct.unpack_from("=I", name, 24)[0]) if v6 else (name[4:8], 0)
+    if not any(packed):
+        return True
     family = socket.AF_INET6 if v6 else socket.AF_INET
     address = socket.inet_ntop(family, packed)
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
