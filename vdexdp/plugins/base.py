@@ -4,18 +4,19 @@
 A scheme is one :class:`Plugin`.  It does three things, each useful alone:
 
 * ``parse`` turns the text behind ``scheme://`` into a frozen *spec*, without touching the system;
-* ``open`` turns a spec into a :class:`Stream`: frames in and out in this process, with no more privilege than the scheme itself
-  needs.  A scheme that has only this is complete;
-* ``kernel_end`` may describe the same end as data (:class:`Netdev`, :class:`Tunnel`), from which the daemon
-  builds the kernel path.  Where there is none it says why, and ``vdexdp explain`` repeats that.
+* ``open`` turns a spec into a :class:`Stream`: frames in and out in this process, with no more privilege than the
+  scheme itself needs.  A scheme that has only this is complete;
+* ``kernel_end`` may describe the same end as data (:class:`Netdev`, :class:`Tunnel`), from which the daemon builds the
+  kernel path.  Where there is none it says why, and ``vdexdp explain`` repeats that.
 
 Frames travel in :class:`Batch` objects: up to ``BATCH`` frames received with one wake-up.  Ethernet frames are bytes
 as on the wire, from the destination MAC on, without FCS.
 
-Flow control.  ``Stream.send`` takes frames from the front of a batch and says how many it took.  Ends that are allowed to
-lose frames (sockets, taps) take everything and count what the receiver had no room for in ``drops``.  Byte streams, where a
-half-written frame can't be taken back, stop when they are full; the pump then stops reading the other end until the stream's ``writer`` is
-writable again.  Each direction is independent, so two saturated ends never wait for one another.
+Flow control.  ``Stream.send`` takes frames from the front of a batch and says how many it took.  Ends that are allowed
+to lose frames (sockets, taps) take everything and count what the receiver had no room for in ``drops``.  Byte streams,
+where a half-written frame can't be taken back, stop when they are full; the pump then stops reading the other end until
+the stream's ``writer`` is writable again.  Each direction is independent, so two saturated ends never wait for one
+another.
 """
 
 from __future__ import annotations
@@ -63,9 +64,10 @@ Buffer = bytes | bytearray | memoryview
 class Netdev:
     """A network interface as a kernel port.
 
-    ``side`` is "stack" where the peer is the host's own protocol stack behind the interface (``tap://``: input at the interface's
-    tc egress), "wire" where the interface itself is the switch port (``netdev://``: input at its ingress).
-    ``create`` asks the caller to open the interface through /dev/net/tun and keep the descriptor for as long as it is plugged.
+    ``side`` is "stack" where the peer is the host's own protocol stack behind the interface (``tap://``: input at the
+    interface's tc egress), "wire" where the interface itself is the switch port (``netdev://``: input at its ingress).
+    ``create`` asks the caller to open the interface through /dev/net/tun and keep the descriptor for as long as it is
+    plugged.
     """
 
     name: str
@@ -88,9 +90,9 @@ class VlanPolicy:
 class Tunnel:
     """A vxvde or vxlan network as a kernel port.
 
-    ``group`` is a multicast address in text, ``family`` 4 or 6, ``port`` the group's UDP port, ``vni`` 24 bits, ``ttl`` of group
-    traffic, ``device`` the uplink's name or "" for the route towards the group, ``rcvbuf`` bytes or 0 for the default,
-    ``expiry`` seconds.
+    ``group`` is a multicast address in text, ``family`` 4 or 6, ``port`` the group's UDP port, ``vni`` 24 bits, ``ttl``
+    of group traffic, ``device`` the uplink's name or "" for the route towards the group, ``rcvbuf`` bytes or 0 for the
+    default, ``expiry`` seconds.
     """
 
     kind: Literal["vxvde", "vxlan"]
@@ -129,8 +131,8 @@ class OpenContext:
 class Batch:
     """Up to ``BATCH`` frames over one preallocated buffer.
 
-    Iterating gives a :class:`memoryview` per frame, valid until the next ``clear``.  ``recvmmsg`` users fill the rows of ``buffer``
-    directly and then set ``lengths`` and ``count``; everyone else appends.
+    Iterating gives a :class:`memoryview` per frame, valid until the next ``clear``.  ``recvmmsg`` users fill the rows
+    of ``buffer`` directly and then set ``lengths`` and ``count``; everyone else appends.
     """
 
     __slots__ = ("buffer", "count", "lengths", "rows", "view")
@@ -152,7 +154,7 @@ class Batch:
         return self.count >= BATCH
 
     def append(self, frame: Buffer) -> None:
-        """Copy one frame in.  The caller looks at ``full`` first; frames over ``ROW`` bytes are cut by nobody: they raise ValueError."""
+        """Copy one frame in.  The caller looks at ``full`` first.  Raises ValueError for frames over ``ROW`` bytes."""
         size = len(frame)
         self.rows[self.count][:size] = frame
         self.lengths[self.count] = size
@@ -178,7 +180,10 @@ class Stream(ABC):
 
     @abstractmethod
     def readers(self) -> Sequence[int]:
-        """Descriptors to poll for input; any of them readable (or hung up) means: call ``recv``.  May change between calls."""
+        """Descriptors to poll for input, which may change between calls.
+
+        Any of them readable (or hung up) means: call ``recv``.
+        """
 
     def writer(self) -> int | None:
         """The descriptor to poll for output while something waits to be written, else None.
@@ -204,6 +209,7 @@ class Stream(ABC):
 
     def flush(self) -> None:
         """Push out what ``send`` took but could not write yet.  Called when ``writer`` is writable."""
+        return
 
     def chores(self) -> Sequence[int]:
         """Descriptors to poll for input all the time, even while ``recv`` is not wanted; readable: call ``do_chores``.
@@ -214,6 +220,7 @@ class Stream(ABC):
 
     def do_chores(self) -> None:
         """See ``chores``.  Raises as ``recv``."""
+        return
 
     def fault(self) -> str:
         """What is wrong with the end just now, for ``show``; "" when all is well."""
@@ -225,7 +232,10 @@ class Stream(ABC):
 
 
 class Plugin(ABC):
-    """One scheme.  Instances hold no state; third parties register the class under the entry point group ``vdexdp.plugins``."""
+    """One scheme.  Instances hold no state.
+
+    Third parties register the class under the entry point group ``vdexdp.plugins``.
+    """
 
     scheme: ClassVar[str]
     grammar: ClassVar[Grammar]
