@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``vdexdp vdens``: a command in a network of its own, plugged into VDE networks.
+
+The command runs in an :mod:`vdexdp.cli.enclosure`; each VNL is an interface there.  This process stays outside, pumps
+the frames, and ends with the command and its status.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import click
+
+from vdexdp.cable import Cable, Ending
+from vdexdp.cli.enclosure import Enclosure, Wishes, shell
+from vdexdp.errors import RequestError, VdexdpError
+from vdexdp.plugins import registry
+from vdexdp.plugins.base import OpenContext
+from vdexdp.plugins.tap import TapStream
+from vdexdp.signals import as_descriptor, received
+
+NO_NETWORK = ("", "-", "no")
+
+_NAME_MAX = 15
+
+
+@dataclass
+class Line:
+    """A VNL and its interface inside, pumped by a thread until the VNL's end hangs up or ``stop`` is written to."""
+
+    end: registry.End
+    tap: TapStream
+    stop: int
+    _thread: threading.Thread = field(init=False, repr=False)
+
+    def start(self) -> None:
+        """Open the end.  Raises HostError."""
+        try:
+            stream = self.end.open(OpenContext(description="vdens"))
+        except BaseException:
+            self.tap.close()
+            raise
+        cable = Cable(stream, self.tap)
+        cable.watch(self.stop, lambda: Ending(None))
+        self._thread = threading.Thread(target=self._pump, args=(cable,), name=self.tap.name, daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def _pump(self, cable: Cable) -> None:
+        try:
+            ending = cable.run()
+            if ending.stream is not None:
+                self._say(ending.cause or "hung up")
+        except VdexdpError as error:
+            self._say(str(error))
+        finally:
+            cable.left.source.close()
+            self.tap.close()
+
+    def _say(self, cause: str) -> None:
+        print(f"vdens: {self.end.vnl}: {cause}; {self.tap.name} is gone", file=sys.stderr)
+
+
+def split_command(words: tuple[str, ...], multi: bool) -> tuple[list[str], tuple[str, ...]]:
+    """The VNLs and the command of a command line.  Raises HostError where there is neither command nor shell."""
+    if multi and words:
+        count = words.index("--") if "--" in words else len(words)
+        vnls, command = list(words[:count]), words[count + 1 :]
+    else:
+        vnls, command = [vnl for vnl in words[:1] if vnl not in NO_NETWORK], words[1:]
+    return vnls, command or tuple(shell(os.environ))
+
+
+def _parse(vnl: str) -> registry.End:
+    """A VNL, or as in stock ``=COMMAND``, a command that speaks vdestream."""
+    return registry.parse(f"cmd://{vnl[1:]}" if vnl.startswith("=") else vnl)
+
+
+@click.command("vdens", context_settings={"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]})
+@click.option("-m", "--multi", is_flag=True, help="Several networks: all VNLs up to --.")
+@click.option("-i", "--iface", default="vde", show_default=True, metavar="PREFIX", help="Interfaces are PREFIX0, ….")
+@click.option("-r", "--resolvconf", envvar="VDE_RESOLVCONF", metavar="FILE", help="The /etc/resolv.conf to be seen.")
+@click.option("-R", "--resolvaddr", envvar="VDE_RESOLVADDR", metavar="ADDRESSES", help="DNS servers, between commas.")
+@click.option("-H", "--hostname", default="", metavar="NAME", help="The host name inside.")
+@click.option("-s", "--sysadm", is_flag=True, help="Grant CAP_SYS_ADMIN inside, too, for mounting.")
+@click.option("-c", "--clone", is_flag=True, help="Accepted, without effect: there is one way to make the namespace.")
+@click.option("-u", "--unshare", is_flag=True, help="As -c.")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[VNL [COMMAND [ARG]...]]")
+def vdens(
+    multi: bool,
+    iface: str,
+    resolvconf: str | None,
+    resolvaddr: str | None,
+    hostname: str,
+    sysadm: bool,
+    clone: bool,
+    unshare: bool,
+    words: tuple[str, ...],
+) -> int:
+    """Run a command ($SHELL) in a network namespace whose interface vde0 is plugged into VNL.
+
+    No privilege is needed. The command may configure its network. Without VNL, or with "-" or "no", there is no
+    interface.
+
+    \b
+    vdexdp vdens slirp://
+    vdexdp vdens -R 10.0.2.3 vxvde://234.0.0.1 sh
+    vdexdp vdens -m switch:///tmp/sw slirp:// -- sh
+    """
+    vnls, command = split_command(words, multi)
+    ends = [_parse(vnl) for vnl in vnls]
+    names = tuple(f"{iface}{number}" for number in range(len(ends)))
+    if any(len(os.fsencode(name)) > _NAME_MAX or "/" in name for name in names):
+        raise RequestError(f"-i {iface}", "gives no interface names", f"use at most {_NAME_MAX - 2} characters")
+    wishes = Wishes(
+        command,
+        names,
+        hostname=hostname,
+        resolvconf=resolvconf or "",
+        resolvers=tuple(filter(None, (resolvaddr or "").split(","))),
+        sysadm=sysadm,
+    )
+    return run(wishes, ends)
+
+
+def run(wishes: Wishes, ends: list[registry.End]) -> int:
+    """Run the command to its end; its status.  Raises VdexdpError."""
+    inside = Enclosure(wishes)
+    stop, release = os.pipe2(os.O_CLOEXEC)
+    lines = [
+        Line(end, TapStream(fd, name), stop)
+        for end, fd, name in zip(ends, inside.taps(), wishes.interfaces, strict=True)
+    ]
+    started: list[Line] = []
+    with ExitStack() as undo:
+        # The terminal sends these to the command, too, and that decides what they mean.
+        for number in (signal.SIGINT, signal.SIGQUIT):
+            undo.callback(signal.signal, number, signal.signal(number, signal.SIG_IGN))
+        signals = undo.enter_context(as_descriptor(signal.SIGTERM, signal.SIGHUP))
+        try:
+            for line in lines:
+                line.start()
+                started.append(line)
+        except BaseException:
+            inside.abandon()
+            raise
+        finally:
+            undo.callback(_finish, release, started)
+        inside.go()
+        return _wait(inside.pid, signals)
+
+
+def _finish(release: int, lines: list[Line]) -> None:
+    os.close(release)  # the other end hangs up, which every line watches
+    for line in lines:
+        line.join()
+
+
+def _wait(pid: int, signals: int) -> int:
+    pidfd = os.pidfd_open(pid)
+    try:
+        while True:
+            ready = select.select([pidfd, signals], [], [])[0]
+            for number in received(signals):
+                os.kill(pid, number)
+            if pidfd in ready:
+                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                return code if code >= 0 else 128 - code
+    finally:
+        os.close(pidfd)
