@@ -137,17 +137,23 @@ def _paced_once(writer: Writer, batch: Batch, target: Namespace, seconds: float,
     return Frames(sent / elapsed, (_ip_received(target) - before) / elapsed)
 
 
-def paced(source: Namespace, target: Namespace, frame: bytes, seconds: float) -> Frames:
-    """Send ``frame`` from eth0 of ``source`` at rising rates, each for ``seconds``; the best that arrived."""
+@contextmanager
+def _sender(source: Namespace, frame: bytes) -> Iterator[tuple[Writer, Batch]]:
+    """A packet socket on eth0 of ``source``, and a batch full of ``frame``."""
     batch = Batch()
     for _ in range(BATCH):
         batch.append(frame)
     with source.entered():
         sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, ETH_P_NONE)
         sender.bind(("eth0", ETH_P_NONE))
-    with sender, _discard(target):
+    with sender:
         sender.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
-        writer = Writer(sender.fileno(), Counter())
+        yield Writer(sender.fileno(), Counter()), batch
+
+
+def paced(source: Namespace, target: Namespace, frame: bytes, seconds: float) -> Frames:
+    """Send ``frame`` from eth0 of ``source`` at rising rates, each for ``seconds``; the best that arrived."""
+    with _sender(source, frame) as (writer, batch), _discard(target):
         best, rate, misses = Frames(0, 0), PACE_FIRST, 0
         while misses < 2:
             now = _paced_once(writer, batch, target, seconds, rate)
@@ -156,3 +162,9 @@ def paced(source: Namespace, target: Namespace, frame: bytes, seconds: float) ->
             misses += now.received < rate * (1 - PACE_LOSS)
             rate *= PACE_STEP
     return best
+
+
+def steady(source: Namespace, target: Namespace, frame: bytes, seconds: float, rate: float) -> Frames:
+    """Send ``frame`` from eth0 of ``source`` at ``rate`` frames per second for ``seconds``."""
+    with _sender(source, frame) as (writer, batch), _discard(target):
+        return _paced_once(writer, batch, target, seconds, rate)

@@ -159,25 +159,26 @@ class Vdexdp(LacContestant):
     def join(self, lab: Lab, host: Namespace, number: int) -> Namespace:
         port = f"g{number}"
         guest = lab.guest(host, port, number)
-        self.prepare(guest)
+        self.prepare(host, guest)
         command = (sys.executable, "-m", "vdexdp", "vde_plug", "--accel", "require")
         plug = host.spawn(*command, f"netdev://{port}{self.netdev_options}", f"vxvde://{GROUP}")
         self.plugs.append(plug)
         wait_until(lambda: ended(plug) or plug.output(), 20, "vdexdp vde_plug: its line on stderr")
         return guest
 
-    def prepare(self, guest: Namespace) -> None:
-        """What the guest itself has to set before."""
+    def prepare(self, host: Namespace, guest: Namespace) -> None:
+        """What has to be set at the devices before."""
 
 
 class VdexdpXdp(Vdexdp):
     key = "vdexdp-xdp"
     title = "vdexdp, hook=xdp"
-    how = "the same with XDP at the guests' ports; the guests finish their checksums, as XDP needs it"
+    how = "the same with XDP at the guests' ports; veths poll, guests finish their checksums, as XDP needs both"
     netdev_options = "/hook=xdp"
 
-    def prepare(self, guest: Namespace) -> None:
-        guest.run("ethtool", "-K", "eth0", "tx", "off")
+    def prepare(self, host: Namespace, guest: Namespace) -> None:
+        guest.run("ethtool", "-K", "eth0", "tx", "off", "gro", "on")
+        host.run("ethtool", "-K", UNDERLAY, "gro", "on")
 
     def flood(self) -> float:
         return flood(self.left_guest, self.right_guest, self.frame, FRAME_SECONDS).received

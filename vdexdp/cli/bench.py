@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from vdexdp.bench.contest import Progress
     from vdexdp.bench.report import Report, Target
 
 
@@ -28,7 +29,30 @@ def lac(runs: int, seconds: int, as_json: bool, check: bool, quiet: bool) -> Non
     """Two guests on two hosts in one LAC: vdexdp, Linux bridge + kernel vxlan, stock vde_plug."""
     from vdexdp.bench.lac import run
 
-    report = run(runs, seconds, (lambda line: None) if quiet else (lambda line: click.echo(line, err=True)))
+    say: Progress = (lambda line: None) if quiet else (lambda line: click.echo(line, err=True))
+    finish(run(runs, seconds, say), as_json, check)
+
+
+@bench.command()
+@click.option("--runs", default=3, show_default=True, type=click.IntRange(1), help="Rounds; the medians count.")
+@click.option("--seconds", default=2, show_default=True, type=click.IntRange(1), help="Length of each TCP stream.")
+@click.option("--only", "families", multiple=True, help="A family of contestants: switch, lac, ptp or cmd; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything measured as JSON.")
+@click.option("--check", is_flag=True, help="Exit with status 1 if a target is missed.")
+@click.option("-q", "--quiet", is_flag=True, help="No line on stderr for each measurement.")
+def legacy(runs: int, seconds: int, families: tuple[str, ...], as_json: bool, check: bool, quiet: bool) -> None:
+    """What runs in userspace: switch://, ptp://, cmd:// and a legacy client in a LAC, each against its stock program."""
+    from vdexdp.bench.legacy import FAMILIES, run
+
+    unknown = set(families) - set(FAMILIES)
+    if unknown:
+        raise click.BadParameter(f"{', '.join(sorted(unknown))}; known are {', '.join(FAMILIES)}", param_hint="--only")
+    say: Progress = (lambda line: None) if quiet else (lambda line: click.echo(line, err=True))
+    finish(run(runs, seconds, families or FAMILIES, say), as_json, check)
+
+
+def finish(report: Report, as_json: bool, check: bool) -> None:
+    """Print the report and choose the exit status."""
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))
     else:

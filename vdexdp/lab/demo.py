@@ -74,6 +74,10 @@ def build(lab: Lab) -> tuple[list[Node], list[Process]]:
     """The network above; the nodes, and vdexdp's plugs of the two guests."""
     alpha, beta, gamma = (lab.host(name) for name in ("alpha", "beta", "gamma"))
     lab.underlay(alpha, beta, gamma, mtu=UNDERLAY_MTU)
+    # Towards gamma the LAN is like a cable: packets get whole and their checksums final before they arrive.  A
+    # veth would hand them over unfinished, which a program that reads the inner frames from a socket, as stock
+    # vde_plug, can't know.
+    lab.namespaces["lan0"].run("ethtool", "-K", "port3", "tx", "off")
     g1, g2 = lab.guest(alpha, "g1", 1), lab.guest(beta, "g2", 2)
 
     plugs = [plug(alpha, "netdev://g1", LAC), plug(beta, "netdev://g2", LAC)]
