@@ -222,6 +222,7 @@ static __always_inline __u64 sum_inner(const __u8 *inner, __u32 len)
 	return sum;
 }
 
+#define ENCAP_MIN (ETH_LEN + 20) /* bytes of an untagged frame that holds an IPv4 header at least */
 #define SPACE6 (HEADERS_PAD + OUTER6_LEN + ETH_LEN + 4 * MAX_TAGS)
 
 /*
@@ -271,12 +272,18 @@ static __always_inline int send_tunnel(struct __sk_buff *skb, const struct tunne
 	proto = (__be16)skb->protocol;
 	if (v6 && exception < 0 && !(endpoint_flags & FDB_F_ZERO_CSUM))
 		sum = sum_frame(skb);
+	if (skb->len < ENCAP_MIN) {
+		/* Nothing in it can be offloaded.  Marked as encapsulated, it could not be taken out again: see decap(). */
+		room = ROOM_FIXED_GSO;
+		proto = 0;
+	} else {
+		room |= v6 ? ROOM_ENCAP_L3_IPV6 : ROOM_ENCAP_L3_IPV4;
+		room |= ROOM_ENCAP_L2(ETH_LEN + 4 * tags.count);
+	}
 	if (proto != PROTO_IP && proto != PROTO_IPV6 && set_protocol(skb, v6 ? PROTO_IPV6 : PROTO_IP))
 		return count_drop(c, DROP_NO_ROOM);
 	/* A header of constant length keeps the stores below checkable for old verifiers. */
 	inner_len = ETH_LEN + 4 * tags.count;
-	room |= v6 ? ROOM_ENCAP_L3_IPV6 : ROOM_ENCAP_L3_IPV4;
-	room |= ROOM_ENCAP_L2(inner_len);
 	if (skb_adjust_room(skb, outer_len + 4 * tags.count, ROOM_MAC, room)) {
 		/* A guest's own tunnel, not segmented yet: let the exception tap segment it, it comes back as plain frames. */
 		if (skb->gso_size && f->path != PATH_EXCEPTION && !push_tags(skb, &tags) &&

@@ -8,17 +8,21 @@
  */
 #include "switch_tc.h"
 
-/* Takes the outer headers off, and trims what Ethernet padding the uplink left behind. */
+/*
+ * Takes the outer headers off, and trims what Ethernet padding the uplink left behind.
+ *
+ * adjust_room wants an IP header's worth of bytes to remain behind the Ethernet header, IPv4's if it is told that IPv4 is what appears
+ * (kernels from 6.2 on), else that of the outer family.  Shorter frames are made longer for the moment; the kernel does not do
+ * that to an skb marked as encapsulated, which a frame of that length never is (see send_tunnel).
+ */
 static __always_inline int decap(struct __sk_buff *skb, const struct outer *o, const struct eth *eth, const struct tags *tags)
 {
 	__u32 strip = o->len + 4 * tags->count, len = o->payload - 4 * tags->count;
-	__u64 flags = ROOM_FIXED_GSO;
-	__be16 target = eth->proto;
 	int resize = 0, typed;
+	__u64 decap_to;
 
 	if (!skb->gso_size) {
-		/* adjust_room wants a whole IP header to remain, which the inner frame need not have. */
-		if (len < ETH_LEN + 40) {
+		if (len < ENCAP_MIN) {
 			if (skb_change_tail(skb, skb->len + 40, 0))
 				return -1;
 			resize = 1;
@@ -26,22 +30,27 @@ static __always_inline int decap(struct __sk_buff *skb, const struct outer *o, c
 			resize = 1;
 		}
 	}
+	decap_to = eth->proto == PROTO_IPV6 ? ROOM_DECAP_L3_IPV6 : ROOM_DECAP_L3_IPV4;
 	/* More tags than MAX_TAGS, or a tag that is cut off: what is left of them stays in the frame, untyped. */
 	typed = eth->proto == o->proto || is_vlan(eth->proto);
-	if (!typed && (eth->proto == PROTO_IP || eth->proto == PROTO_IPV6)) {
-		flags |= eth->proto == PROTO_IP ? ROOM_DECAP_L3_IPV4 : ROOM_DECAP_L3_IPV6;
-		/* Kernels before 6.2 don't know these flags. */
-		typed = !skb_adjust_room(skb, -(__s32)strip, ROOM_MAC, flags);
-		if (!typed && skb_adjust_room(skb, -(__s32)strip, ROOM_MAC, ROOM_FIXED_GSO))
+	if (skb_adjust_room(skb, -(__s32)strip, ROOM_MAC, ROOM_FIXED_GSO | (eth->proto == o->proto ? 0 : decap_to))) {
+		if (eth->proto == o->proto)
 			return -1;
-	} else if (skb_adjust_room(skb, -(__s32)strip, ROOM_MAC, flags)) {
-		return -1;
+		if (!resize && len < ETH_LEN + 40 && !skb->gso_size) {
+			if (skb_change_tail(skb, skb->len + 40, 0))
+				return -1;
+			resize = 1;
+		}
+		if (skb_adjust_room(skb, -(__s32)strip, ROOM_MAC, ROOM_FIXED_GSO))
+			return -1;
+	} else if (eth->proto == PROTO_IP || eth->proto == PROTO_IPV6) {
+		typed = 1;
 	}
 	if (skb_store_bytes(skb, 0, eth, ETH_LEN, 0))
 		return -1;
 	if (resize && skb_change_tail(skb, len, 0))
 		return -1;
-	if (!typed && set_protocol(skb, target))
+	if (!typed && set_protocol(skb, eth->proto))
 		return -1;
 	return push_tags(skb, tags);
 }
