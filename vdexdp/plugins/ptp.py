@@ -75,7 +75,7 @@ class PtpStream(Stream):
         self._reader: Reader | None = None
         self._writer: Writer | None = None
         self._due: float | None = None  # monotonic seconds of the next look or attempt, or of the end of asking
-        self._refused_since = 0.0
+        self._stale: tuple[int, float] | None = None  # a name's inode, and since when it has refused
         self._fault = ""
         self._closed = False
         try:
@@ -176,7 +176,7 @@ class PtpStream(Stream):
             if error.errno == errno.ECONNREFUSED:
                 self._refused()
                 return
-            self._refused_since = 0.0
+            self._stale = None
             if error.errno == errno.EPROTOTYPE:
                 self._bind_datagram(second=True)
             elif error.errno != errno.ENOENT:
@@ -186,21 +186,22 @@ class PtpStream(Stream):
             else:
                 self._listen()
         else:
-            self._refused_since = 0.0
+            self._stale = None
             self._asking = s
             self._due = time.monotonic() + ANSWER_WAIT
 
     def _refused(self) -> None:
         """Nobody listens at the path.  Remove a socket for which that is so for a while.  Raises HostError."""
+        now = time.monotonic()
         try:
-            mode = os.stat(self._path).st_mode
-            if not stat.S_ISSOCK(mode):
+            status = os.stat(self._path)
+            if not stat.S_ISSOCK(status.st_mode):
                 raise HostError(self._path, "exists and is not a socket", "choose another path, or remove it")
-            now = time.monotonic()
-            self._refused_since = self._refused_since or now
-            if now - self._refused_since >= STALE_AFTER:
+            if self._stale is None or self._stale[0] != status.st_ino:
+                self._stale = (status.st_ino, now)
+            elif now - self._stale[1] >= STALE_AFTER:
                 os.unlink(self._path)
-                self._refused_since = 0.0
+                self._stale = None
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -239,9 +240,12 @@ class PtpStream(Stream):
     def _not_bound(self, error: OSError) -> None:
         if os.path.islink(self._path) and not os.path.exists(self._path):
             raise HostError(self._path, "is a symbolic link to nothing", "remove it") from error
-        if error.errno != errno.EADDRINUSE:
+        somebody_was_quicker = error.errno == errno.EADDRINUSE or (
+            error.errno == errno.ENOENT and os.path.isdir(os.path.dirname(self._path) or ".")
+        )
+        if not somebody_was_quicker:
             raise self._error(error) from error
-        self._due = time.monotonic() + AGAIN  # somebody was quicker
+        self._due = time.monotonic() + AGAIN
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
