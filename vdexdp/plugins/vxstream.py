@@ -329,7 +329,7 @@ class VxlanStream(VxStream):
     """A VXLAN node.
 
     Its peers are kernels, which leave inner checksums to the NIC.  Where no NIC is in between (a bridge of virtual
-    machines, a veth), what arrives here is as the peer's stack left it, and a tap behind us would carry it on like that.
+    machines, a veth), what arrives here is as the peer's stack left it, and a tap behind us would carry it on so.
     """
 
     def recv(self, batch: Batch) -> None:
