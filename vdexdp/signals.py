@@ -24,7 +24,12 @@ def _ignore(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def as_descriptor(*numbers: signal.Signals) -> Iterator[int]:
-    """A descriptor that becomes readable when one of the signals arrives; ``received`` reads it.  Main thread only."""
+    """A descriptor that becomes readable when one of the signals arrives; ``received`` reads it.  Main thread only.
+
+    A SIGHUP that was ignored before stays so: that is what nohup asks for.
+    """
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        numbers = tuple(number for number in numbers if number != signal.SIGHUP)
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     before = {number: signal.signal(number, _ignore) for number in numbers}
     previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
