@@ -2,11 +2,10 @@
 """``scripts/demo``: one LAC over three hosts, half of it vdexdp's and half stock vde_plug's, and everybody
 talks to everybody.
 
-    alpha (vdexdp)                beta (vdexdp)            gamma (stock vde_plug)
-      g1    a guest, a veth         g2    a guest, a veth    gamma   the host itself, tap://t0
-      alpha the host, tap://t0
-      n1    a stock vde_plug node on the same host
-          └───────────── underlay, MTU 1600 ────────────────────┘
+    alpha                            beta                          gamma
+      g1     a guest's veth  vdexdp    g2   a guest's veth  vdexdp   g3     a guest's veth  vdexdp
+      alpha  tap://t0        vdexdp                                  gamma  tap://t0        stock vde_plug
+         └───────────────── underlay, MTU 1600 ────────────────────────┘
 
 Every step prints the command that an operator would type.  A ping or a TCP stream that fails makes the exit status 1.
 """
@@ -78,26 +77,22 @@ def build(lab: Lab) -> tuple[list[Node], list[Process]]:
     # veth would hand them over unfinished, which a program that reads the inner frames from a socket, as stock
     # vde_plug, can't know.
     lab.namespaces["lan0"].run("ethtool", "-K", "port3", "tx", "off")
-    g1, g2 = lab.guest(alpha, "g1", 1), lab.guest(beta, "g2", 2)
+    g1, g2, g3 = (lab.guest(host, f"g{number}", number) for number, host in enumerate((alpha, beta, gamma), 1))
 
     plugs = [plug(alpha, "netdev://g1", LAC), plug(beta, "netdev://g2", LAC)]
     plug(alpha, "tap://t0", LAC)
-    lab.address(alpha, "t0", 3)
+    lab.address(alpha, "t0", 4)
 
+    plug(gamma, "netdev://g3", LAC)
     stock_plug(gamma, "t0", LAC)
-    lab.address(gamma, "t0", 4)
-
-    stock_plug(alpha, "n1", LAC)
-    neighbour = lab.namespace("n1")
-    alpha.ip(f"link set dev n1 netns {neighbour.full_name} name eth0")
-    lab.address(neighbour, "eth0", 5)
+    lab.address(gamma, "t0", 5)
 
     nodes = [
         Node("g1", g1, 1, "vdexdp on alpha"),
         Node("g2", g2, 2, "vdexdp on beta"),
-        Node("alpha", alpha, 3, "vdexdp on alpha"),
-        Node("gamma", gamma, 4, "stock on gamma"),
-        Node("n1", neighbour, 5, "stock on alpha"),
+        Node("g3", g3, 3, "vdexdp on gamma"),
+        Node("alpha", alpha, 4, "vdexdp on alpha"),
+        Node("gamma", gamma, 5, "stock on gamma"),
     ]
     return nodes, plugs
 
