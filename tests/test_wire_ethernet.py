@@ -23,29 +23,16 @@ def test_walk(dst: bytes, src: bytes, tags: list[Tag], ethertype: int, payload: 
     header = Header(dst, src, tuple(tags), ethertype, len(raw))
     assert ethernet.parse_header(raw + payload) == header
     assert ethernet.parse_header(memoryview(raw)) == header
-    assert ethernet.build_header(header) == raw
     for end in range(len(raw)):
         assert ethernet.parse_header(raw[:end]) is None
-    outermost = tags[0] if tags else Tag(0, 0)
-    assert ethernet.vlan_id(raw + payload) == (outermost.vid if outermost.tpid == ethernet.DOT1Q else 0)
-
-
-def test_short_frame_has_no_vlan() -> None:
-    assert ethernet.vlan_id(bytes(12) + b"\x81\x00") == 0
-
-
-def test_tag_fields() -> None:
-    tag = Tag(ethernet.DOT1AD, 0b101_1_000000000110)
-    assert (tag.priority, tag.drop_eligible, tag.vid) == (5, True, 6)
 
 
 @given(MACS)
-@example(ethernet.BROADCAST)
+@example(b"\xff" * 6)
 def test_mac_text(mac: bytes) -> None:
     text = ethernet.format_mac(memoryview(mac))
     assert text == ":".join(f"{byte:02x}" for byte in mac)
     assert ethernet.parse_mac(text) == ethernet.parse_mac(text.upper().replace(":", "-")) == mac
-    assert ethernet.is_group(mac) == (mac[0] % 2 == 1)
 
 
 @pytest.mark.parametrize("text", ["", "02:00:00:00:00", "02:00:00:00:00:0g", "02:00:00-00:00:01", "2:0:0:0:0:1"])

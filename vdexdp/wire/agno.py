@@ -39,8 +39,6 @@ from vdexdp.wire.ethernet import HEADER_SIZE, Buffer
 
 ETHERTYPE = 0xA6DE
 BLOCK = 16
-OVERHEAD_MAX = 2 * BLOCK - 1
-"""Bytes by which a frame may grow."""
 
 _MAGIC = b"\0agno"
 _EARLIEST, _LATEST = -1, 2

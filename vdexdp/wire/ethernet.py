@@ -18,7 +18,6 @@ DOT1Q = 0x8100
 DOT1AD = 0x88A8
 TPIDS = frozenset({DOT1Q, DOT1AD})
 VID_MASK = 0x0FFF
-BROADCAST = b"\xff" * 6
 
 
 class Tag(NamedTuple):
@@ -26,18 +25,6 @@ class Tag(NamedTuple):
 
     tpid: int
     tci: int
-
-    @property
-    def vid(self) -> int:
-        return self.tci & VID_MASK
-
-    @property
-    def priority(self) -> int:
-        return self.tci >> 13
-
-    @property
-    def drop_eligible(self) -> bool:
-        return bool(self.tci & 0x1000)
 
 
 class Header(NamedTuple):
@@ -63,24 +50,6 @@ def parse_header(frame: Buffer) -> Header | None:
         tags.append(Tag(ethertype, frame[position + 2] << 8 | frame[position + 3]))
         position += TAG_SIZE
     return None
-
-
-def build_header(header: Header) -> bytes:
-    """The bytes that ``parse_header`` reads; ``size`` is not looked at."""
-    tags = b"".join(tag.tpid.to_bytes(2, "big") + tag.tci.to_bytes(2, "big") for tag in header.tags)
-    return header.dst + header.src + tags + header.ethertype.to_bytes(2, "big")
-
-
-def vlan_id(frame: Buffer) -> int:
-    """The VLAN id of an outermost 802.1Q tag, 0 where there is none; ``frame`` has at least HEADER_SIZE bytes."""
-    if frame[12] == 0x81 and frame[13] == 0 and len(frame) >= HEADER_SIZE + 2:
-        return (frame[14] << 8 | frame[15]) & VID_MASK
-    return 0
-
-
-def is_group(mac: Buffer) -> bool:
-    """Whether an address (or a frame, by its destination) is broadcast or multicast."""
-    return bool(mac[0] & 1)
 
 
 def format_mac(mac: Buffer) -> str:

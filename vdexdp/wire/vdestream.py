@@ -70,11 +70,6 @@ class Decoder:
         self._position = end
         return TooLong(size) if size > LARGEST else self._view[start:end]
 
-    @property
-    def pending(self) -> int:
-        """Bytes that were fed and are not part of an event yet."""
-        return len(self._data) - self._position
-
 
 def length_prefix(size: int) -> bytes:
     """What goes in front of a frame of ``size`` bytes.  Raises ValueError for a size that no reader accepts."""

@@ -59,11 +59,6 @@ def is_vxvde(payload: Buffer, header: bytes) -> bool:
     return payload[:HEADER_SIZE] == header
 
 
-def is_goodbye(payload: Buffer) -> bool:
-    """Whether a vxvde datagram is a header alone."""
-    return len(payload) == HEADER_SIZE
-
-
 class Outer(NamedTuple):
     """An outer packet taken apart.  ``payload`` is that of UDP, VXLAN header included: a view of the packet."""
 
