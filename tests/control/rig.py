@@ -124,15 +124,15 @@ def links_held(pid: int | str = "self") -> int:
 
 
 def workers(host: Namespace) -> list[int]:
-    """Processes of the namespace that hold an exception tap."""
+    """The exception workers of daemons that were run by hand: alone in a session of their own."""
     found = []
     pids = subprocess.run(
         ["ip", "netns", "pids", host.full_name], capture_output=True, text=True, check=True
     ).stdout.split()
     for pid in pids:
         command = open(f"/proc/{pid}/cmdline", "rb").read()  # noqa: SIM115 - read at once
-        parent = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()  # noqa: SIM115
-        if b"daemon" in command and parent[2] == pid:
+        session = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[3]  # noqa: SIM115
+        if b"daemon" in command and session == pid:
             found.append(int(pid))
     return found
 

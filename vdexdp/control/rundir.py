@@ -12,7 +12,8 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -79,17 +80,17 @@ class RunDir:
             raise HostError.from_oserror(str(self.path), error) from error
         return sock
 
-    def _read(self) -> set[int]:
-        """The processes that held plugs of the daemon before, as far as they live."""
+    def _read(self) -> Counter[int]:
+        """The processes that held plugs of the daemon before, as far as they live, and how many each."""
         try:
             known = json.loads(os.pread(self._lock, 1 << 20, 0) or b"{}")
-            return {int(pid) for pid, start in known.items() if start and started(int(pid)) == start}
+            return Counter({int(pid): int(n) for pid, (start, n) in known.items() if started(int(pid)) == start != 0})
         except (ValueError, AttributeError, TypeError):
-            return set()
+            return Counter()
 
-    def write(self, pids: Iterable[int]) -> None:
-        """Note whose plugs are served."""
-        data = json.dumps({str(pid): started(pid) for pid in pids}).encode()
+    def write(self, pids: Mapping[int, int]) -> None:
+        """Note whose plugs are served, and how many each has."""
+        data = json.dumps({str(pid): (started(pid), count) for pid, count in pids.items()}).encode()
         with suppress(OSError):
             os.ftruncate(self._lock, 0)
             os.pwrite(self._lock, data, 0)

@@ -19,6 +19,7 @@ import socket
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -74,7 +75,8 @@ class Server:
         self.restart = True
         now = time.monotonic()
         self.leave_at = now + START_LINGER if auto else None
-        self.awaited = set(self.rundir.orphans)
+        self.awaited = self.rundir.orphans
+        self.expected = bool(self.awaited)
         self.wait_until = now + COME_BACK if self.awaited else 0.0
         self.sweep: tuple[float, set[int], set[int]] | None = None
         self.next_peers = now
@@ -135,12 +137,13 @@ class Server:
             self._guarded(self.model.poll_peers)
         if self.awaited and now >= self.wait_until:
             self.awaited.clear()
-        if not self.awaited:
-            self._serve_waiting()
-        if self.sweep is not None and now >= self.sweep[0] and self.model is not None:
+        all_back = self.expected and not self.awaited
+        if self.sweep is not None and self.model is not None and (all_back or now >= self.sweep[0]):
             _, ports, switches = self.sweep
             self.sweep = None
             self.model.sweep(ports, switches)
+        if not self.awaited:
+            self._serve_waiting()
         if self.revive_at is not None and now >= self.revive_at:
             self._guarded(self._revive_worker)
         if self.leave_at is not None and now >= self.leave_at:
@@ -246,7 +249,7 @@ class Server:
 
     def _plugs_changed(self) -> None:
         plugged = [client for client in self.clients.values() if client.plug is not None]
-        self.rundir.write({client.peer.pid for client in plugged})
+        self.rundir.write(Counter(client.peer.pid for client in plugged))
         if self.auto:
             self.leave_at = None if plugged else time.monotonic() + LINGER
         self._watch_worker()
@@ -318,7 +321,8 @@ class Server:
             client.plug = self._model().resume(lease, fds)
         finally:
             release(fds)
-            self.awaited.discard(client.peer.pid)
+            self.awaited.subtract([client.peer.pid])
+            self.awaited = +self.awaited
         self._plugs_changed()
         self._tell(self._model().follow([Event("lost", 0)]))
         state, held = self._model().lease(client.plug) if client.plug is not None else ({}, {})

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Deaths: of a plug, of the daemon, of the exception worker, of everything.
+
+What lives goes on; what is dead leaves nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+
+import pytest
+
+from tests.control import rig
+from tests.control.rig import call, daemon, kill, looks, ping, plug, port, same, tunnel, until, wire
+from tests.labkit import VDEXDP, TwoHosts
+from vdexdp.control import client
+from vdexdp.control.protocol import RUN_DIR, Channel
+from vdexdp.errors import HangUp, HostError
+from vdexdp.lab import Lab, Namespace
+from vdexdp.lab.namespace import Process
+
+
+def vde_plug(host: Namespace, *vnls: str) -> Process:
+    """A plug that is a process of its own, in the kernel path or not at all."""
+    process = host.spawn(*VDEXDP, "vde_plug", "--accel", "require", *vnls)
+    process.wait_output("tc", 20)
+    return process
+
+
+def tick(held: client.Plug, host: Namespace) -> None:
+    """Let a plug of this process notice a dead daemon and find the new one."""
+    with host.entered():
+        held.serve()
+
+        def back() -> bool:
+            held.tick()
+            return held.channel is not None
+
+        until(back, "the plug to resume")
+
+
+def flowing(left: Namespace, address: str = "10.0.0.2") -> None:
+    """Each of twenty pings is answered."""
+    said = left.run("ping", "-c", "20", "-i", "0.02", "-W", "1", address).stdout
+    assert "20 received" in said, said
+
+
+def test_a_killed_plug_unwinds_and_starts_again_at_once(lab: Lab) -> None:
+    host = lab.host("host")
+    lab.underlay(host, lab.host("other"))
+    lab.guest(host, "g1", 1)
+    daemon(host)
+    before = looks(host)
+    for _ in range(3):
+        process = vde_plug(host, "netdev://g1", "vxvde://234.0.0.1")
+        process.signal(signal.SIGKILL)
+    kill(process)
+    same(host, before)
+
+
+def test_frames_flow_without_the_daemon_and_the_next_one_takes_over(two_hosts: TwoHosts) -> None:
+    left, right, guest = two_hosts.left, two_hosts.right, two_hosts.left_guest
+    master = daemon(left)
+    daemon(right)
+    before = looks(left)
+    near, far = plug(left, wire("g1"), tunnel()), plug(right, wire("g2"), tunnel())
+    assert ping(guest, "10.0.0.2")
+    learnt = call(left, "fdb", action="list")["entries"]
+
+    kill(master)
+    flowing(guest)
+    assert ping(guest, "10.0.0.2", size=20000), "the exception worker outlives the daemon"
+
+    daemon(left)
+    tick(near, left)
+    shown = call(left, "show")
+    assert [one["id"] for one in shown["plugs"]] == [near.reply.plug]
+    assert {one["mac"] for one in call(left, "fdb", action="list")["entries"]} == {one["mac"] for one in learnt}
+    assert port(shown, "g1")["counters"]["rx_frames"]["tc"] > 20, "counters go on"
+    assert shown["worker"]["running"]
+    flowing(guest)
+    assert ping(guest, "10.0.0.2", size=20000)
+
+    near.close()
+    same(left, before)
+    far.close()
+
+
+def test_not_one_frame_is_lost_over_crash_and_restart(two_hosts: TwoHosts) -> None:
+    left, right, guest = two_hosts.left, two_hosts.right, two_hosts.left_guest
+    master = daemon(left)
+    daemon(right)
+    near, far = plug(left, wire("g1"), tunnel()), plug(right, wire("g2"), tunnel())
+    assert ping(guest, "10.0.0.2")
+    result: list[str] = []
+    pings = threading.Thread(
+        target=lambda: result.append(
+            guest.run("ping", "-c", "400", "-i", "0.01", "-W", "2", "10.0.0.2", check=False).stdout
+        )
+    )
+    pings.start()
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        master.signal(number)
+        master.wait()
+        master = daemon(left)
+        tick(near, left)
+    pings.join()
+    assert "400 received" in result[0], result[0]
+    near.close()
+    far.close()
+
+
+def test_a_new_daemon_waits_for_the_old_plugs_before_it_serves_new_ones(two_hosts: TwoHosts) -> None:
+    left = two_hosts.left
+    master = daemon(left)
+    near = plug(left, wire("g1"), tunnel())
+    kill(master)
+    daemon(left)
+    process = left.spawn(*VDEXDP, "vde_plug", "--accel", "require", "tap://tap9", "vxvde://234.0.0.1")
+    time.sleep(0.5)
+    assert "tc" not in process.output(), "it waits"
+    tick(near, left)
+    process.wait_output("tc", 10)
+    shown = call(left, "show")
+    assert len(shown["switches"]) == 1, "both are in one network"
+    assert len(shown["plugs"]) == 2
+    near.close()
+    process.stop()
+
+
+def test_ports_whose_plugs_do_not_come_back_are_swept(lab: Lab) -> None:
+    host = lab.host("host")
+    lab.underlay(host, lab.host("other"))
+    for n in (1, 2):
+        lab.guest(host, f"g{n}", n, mtu=1400)
+    master = daemon(host)
+    before = looks(host)
+    stays, goes = plug(host, wire("g1"), tunnel()), vde_plug(host, "netdev://g2", "vxvde://234.0.0.1/vni=2")
+    kill(master)
+    kill(goes)
+    daemon(host)
+    tick(stays, host)
+    until(lambda: len(call(host, "show")["switches"]) == 1, "the swept network to go")
+    again = plug(host, wire("g2"), tunnel(vni=2))
+    assert len(call(host, "show")["switches"]) == 2
+    again.close()
+    stays.close()
+    same(host, before)
+
+
+def test_a_lease_of_another_data_plane_is_refused(lab: Lab) -> None:
+    host = lab.host("host")
+    lab.underlay(host, lab.host("other"))
+    for n in (1, 2):
+        lab.guest(host, f"g{n}", n, mtu=1400)
+    master = daemon(host)
+    old = plug(host, wire("g1"), tunnel())
+    kill(master)
+    (RUN_DIR / f"{host.inode}.lock").write_text("{}")  # nobody is known to be waited for
+    daemon(host)
+    new = plug(host, wire("g2"), tunnel())
+    with host.entered():
+        old.serve()
+        with pytest.raises(HostError, match="data plane of its own"):
+            old.tick()
+    old.close()
+    new.close()
+
+
+def test_killing_everything_leaves_nothing(two_hosts: TwoHosts) -> None:
+    left, right = two_hosts.left, two_hosts.right
+    before = looks(left)
+    master = daemon(left)
+    daemon(right)
+    processes = [vde_plug(left, "netdev://g1", "vxvde://234.0.0.1"), vde_plug(left, "tap://tap0", "vxvde://234.0.0.1")]
+    far = plug(right, wire("g2"), tunnel())
+    assert ping(two_hosts.left_guest, "10.0.0.2")
+    doomed = rig.workers(left)
+    assert doomed, "there is an exception worker"
+    for process in (master, *processes):
+        process.signal(signal.SIGKILL)
+    for process in (master, *processes):
+        process.wait()
+    until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in doomed), "the worker to end")
+    same(left, before)
+    assert os.path.exists(f"/run/vdexdp/{left.inode}.sock"), "a stale socket"
+    daemon(left)
+    again = plug(left, wire("g1"), tunnel())
+    assert ping(two_hosts.left_guest, "10.0.0.2")
+    again.close()
+    far.close()
+
+
+def test_a_dead_worker_is_replaced_and_leases_are_renewed(two_hosts: TwoHosts) -> None:
+    left, right, guest = two_hosts.left, two_hosts.right, two_hosts.left_guest
+    daemon(left)
+    daemon(right)
+    before = looks(left)
+    near, far = plug(left, wire("g1"), tunnel()), plug(right, wire("g2"), tunnel())
+    assert ping(guest, "10.0.0.2", size=20000)
+    old = os.fstat(near.reply.fds["exception:worker"]).st_ino
+    (worker,) = rig.workers(left)
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: [pid for pid in rig.workers(left) if pid != worker], "another worker")
+    with left.entered():
+        near.serve()
+    assert os.fstat(near.reply.fds["exception:worker"]).st_ino != old
+    assert ping(guest, "10.0.0.2", size=20000)
+    near.close()
+    same(left, before)
+    far.close()
+
+
+def test_an_interface_that_vanishes_ends_its_plug(lab: Lab) -> None:
+    host, other = lab.host("host"), lab.host("other")
+    lab.underlay(host, other)
+    for n in (1, 2):
+        lab.guest(host, f"g{n}", n, mtu=1400)
+    daemon(host)
+    first, second = plug(host, wire("g1"), tunnel()), plug(host, wire("g2"), tunnel())
+    host.ip("link delete g1")
+    until(lambda: len(call(host, "show")["plugs"]) == 1, "the plug to be taken out")
+    with host.entered(), pytest.raises(HangUp, match="g1: the interface is gone"):
+        first.serve()
+    host.ip("link delete lan0")
+    until(lambda: not call(host, "show")["plugs"], "the uplink's plug to be taken out")
+    with host.entered(), pytest.raises(HangUp, match="lan0: the uplink is gone"):
+        second.serve()
+    first.close()
+    second.close()
+    assert not host.exists("vdxp0")
+
+
+def test_the_uplink_changes_its_address_and_mac(two_hosts: TwoHosts) -> None:
+    left, right, guest = two_hosts.left, two_hosts.right, two_hosts.left_guest
+    daemon(left)
+    daemon(right)
+    near, far = plug(left, wire("g1"), tunnel()), plug(right, wire("g2"), tunnel())
+    assert ping(guest, "10.0.0.2")
+    left.sysctl("net.ipv4.conf.lan0.promote_secondaries", "1")
+    left.ip("address add 192.0.2.33/24 dev lan0")
+    left.ip("address del 192.0.2.1/24 dev lan0")
+    left.ip("link set lan0 address 02:aa:bb:cc:dd:ee")
+    until(lambda: call(left, "show")["switches"][0]["local"] == "192.0.2.33", "the new address")
+    assert ping(guest, "10.0.0.2", count=5)
+    assert ping(two_hosts.right_guest, "10.0.0.1", count=5)
+    entry = next(one for one in call(right, "fdb")["entries"] if one["mac"] == guest.mac("eth0"))
+    assert entry["endpoint"][0] == "192.0.2.33"
+    for host in (left, right):
+        host.ip("link set lan0 mtu 1400")
+    until(lambda: call(left, "show")["uplinks"][0]["mtu"] == 1400, "the new MTU")
+    assert ping(guest, "10.0.0.2", size=1450), "too long for the uplink now: by the exception path"
+    assert port(call(left, "show"), "vxvde")["counters"]["exceptions"]["mtu"] > 0
+    near.close()
+    far.close()
+
+
+def raw(host: Namespace) -> socket.socket:
+    with host.entered():
+        return client.open_channel().sock
+
+
+def test_garbage_and_wrong_versions(lab: Lab) -> None:
+    host = lab.host("host")
+    lab.guest(host, "g1", 1)
+    master = daemon(host)
+    call(host, "hello")  # answered when the programs are loaded
+    descriptors = len(os.listdir(f"/proc/{master.pid}/fd"))
+    answers = []
+    for data in (
+        b"\xff" * 100,
+        b"{}",
+        b"[]",
+        b'{"v":2,"op":"show"}',
+        b'{"v":1,"op":"nonsense"}',
+        b'{"v":1,"op":"plug"}',
+    ):
+        sock = raw(host)
+        sock.settimeout(5)
+        Channel(sock)._send(data, [0, 1, 2])
+        answers.append(Channel(sock).recv())
+        sock.close()
+    for answer in answers:
+        assert answer is not None
+        assert answer.body["ok"] is False
+        assert answer.body["cause"]
+    assert "this daemon speaks 1" in answers[3].body["cause"]  # type: ignore[union-attr]
+    silent = [raw(host) for _ in range(50)]
+    oversized = raw(host)
+    oversized.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    Channel(oversized)._send(b" " * 100_000, [])
+    reply = Channel(oversized).recv()
+    assert reply is not None
+    assert "longer than" in reply.body["cause"]
+    lease = {"v": 1, "op": "resume", "lease": {"plug": 7}, "fds": ["map:ports"]}
+    Channel(oversized).send(lease, [0])
+    reply = Channel(oversized).recv()
+    assert reply is not None
+    assert reply.body["ok"] is False
+    for sock in (*silent, oversized):
+        sock.close()
+    until(lambda: len(os.listdir(f"/proc/{master.pid}/fd")) <= descriptors + 1, "descriptors to be back")
+    assert call(host, "hello")["pid"] == master.pid
+
+
+def test_a_stock_node_on_the_same_host(two_hosts: TwoHosts) -> None:
+    left, right, guest = two_hosts.left, two_hosts.right, two_hosts.left_guest
+    daemon(left)
+    daemon(right)
+    far = plug(right, wire("g2"), tunnel())
+    near = plug(left, wire("g1"), tunnel())
+    stock = left.spawn("vde_plug", "tap://stock0", "vxvde://234.0.0.1")
+    until(lambda: left.exists("stock0"), "the stock node's tap")
+    left.ip("link set stock0 mtu 1500")
+    lab_guest = "10.0.0.3"
+    left.ip(f"address add {lab_guest}/24 dev stock0")
+    left.ip("link set stock0 up")
+    until(lambda: call(left, "show")["switches"][0]["local_peers"] == 1, "the peer to be seen")
+    assert ping(guest, lab_guest), "with the accelerated node on its own host"
+    assert ping(two_hosts.right_guest, lab_guest), "with a node on another host"
+    assert ping(guest, "10.0.0.2")
+    entries = {one["mac"]: one for one in call(left, "fdb")["entries"]}
+    assert entries[left.mac("stock0")]["local"]
+    stock.stop()
+    until(lambda: call(left, "show")["switches"][0]["local_peers"] == 0, "the peer's leave to be seen")
+    assert ping(guest, "10.0.0.2")
+    near.close()
+    far.close()
