@@ -18,6 +18,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,10 +26,12 @@ from pathlib import Path
 import pytest
 
 from tests.legacy import BROADCAST, Client, Node, clients, connect, frame, mac, node, request_v1, request_v3
+from vdexdp.cable import Cable
 from vdexdp.errors import HostError, PrivilegeError, RequestError, VnlError
 from vdexdp.lab import wait_until
 from vdexdp.plugins import netnode, registry
-from vdexdp.plugins.base import FRAME_MAX, OpenContext
+from vdexdp.plugins.base import FRAME_MAX, Batch, OpenContext
+from vdexdp.plugins.null import NullStream
 
 NOBODY_UID = 65534
 
@@ -247,6 +250,61 @@ def test_a_full_receiver_loses_only_its_own_frames(switch: Node) -> None:
         assert late == sorted(late), "in order"
         assert 0 < len(late) < count
         assert switch.stream.drops == {"full": count - len(late)}
+
+
+class SlowHost(NullStream):
+    """Takes no frames for as long as it is told so; the pump waits for a pipe that stays full."""
+
+    def __init__(self, pipe: int) -> None:
+        super().__init__()
+        self.pipe: int | None = pipe
+        self.taken = 0
+
+    def writer(self) -> int | None:
+        return self.pipe
+
+    def send(self, batch: Batch, start: int = 0) -> int:
+        self.taken += 0 if self.pipe is not None else batch.count - start
+        return 0 if self.pipe is not None else batch.count - start
+
+
+def test_a_host_that_takes_nothing_stops_nobody_else(tmp_path: Path) -> None:
+    """A byte stream that is full blocks its flow in the pump; the clients talk on, and the host's loss is counted."""
+    reads, writes = os.pipe2(os.O_NONBLOCK)
+    try:
+        while True:
+            os.write(writes, bytes(4096))
+    except BlockingIOError:
+        pass
+    stream = registry.parse(f"hub://{tmp_path}/hub").open()
+    host = SlowHost(writes)
+    cable = Cable(stream, host)
+    stop = threading.Event()
+
+    def pump() -> None:
+        while not stop.is_set():
+            cable.step(0.02)
+
+    thread = threading.Thread(target=pump)
+    thread.start()
+    try:
+        with Client(f"{tmp_path}/hub") as a, Client(f"{tmp_path}/hub") as b:
+            for number in range(200):
+                a.send(frame(mac(1), mac(0), bytes([number])))
+                assert b.received(1) == [frame(mac(1), mac(0), bytes([number]))]
+            wait_until(lambda: stream.drops["full"] == 200)
+            host.pipe = None
+            time.sleep(0.05)
+            a.send(frame(mac(1), mac(0)))
+            assert len(b.received(1)) == 1
+            wait_until(lambda: host.taken == 1)
+            assert stream.drops["full"] == 200
+    finally:
+        stop.set()
+        thread.join()
+        stream.close()
+        os.close(reads)
+        os.close(writes)
 
 
 def test_frames_of_impossible_length_are_counted(switch: Node) -> None:

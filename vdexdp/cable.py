@@ -14,6 +14,10 @@ for a batch is finished before the next one is read.
 
 Only what is waited for is polled: a descriptor that hangs up behind a blocked flow is noticed when that flow has
 delivered what it holds, and costs nothing meanwhile.
+
+Where frames come singly, the round trip is made of what happens between two calls to poll, in caches that others have
+used since.  So what to poll and what it means is worked out only when an answer of the streams has changed, and the
+ordinary case, one readable descriptor, takes the shortest way.
 """
 
 from __future__ import annotations
@@ -81,6 +85,10 @@ class Flow:
         """Seconds until the source wants to be read even without input."""
         return 0.0 if self._ended is not None else self.source.timeout()
 
+    def timed(self) -> bool:
+        """Whether ``timeout`` may have something to say."""
+        return self._ended is not None or type(self.source).timeout is not Stream.timeout
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -91,6 +99,24 @@ class Ending:
 
 
 Watcher = Callable[[], Ending | None]
+
+# Of a flow: its sink's writer, its source's readers and chores.
+_State = tuple[int | None, tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What to wait for, and what it means."""
+
+    watched: tuple[tuple[int, Watcher], ...]
+    reading: tuple[tuple[Flow, tuple[int, ...]], ...]
+    writing: tuple[tuple[Flow, int], ...]
+    chores: tuple[tuple[Stream, int], ...]
+    only_read: dict[int, Flow]
+    """Descriptors that mean nothing else than: read this flow."""
+
+
+_NOTHING_PLANNED: tuple[_State, _State] = ((-1, (), ()), (-1, (), ()))
 
 
 class Cable:
@@ -106,14 +132,18 @@ class Cable:
         self._watched: dict[int, Watcher] = {}
         self._poll = select.poll()
         self._polled: dict[int, int] = {}
+        self._planned = _NOTHING_PLANNED
+        self._plan = _Plan((), (), (), (), {})
 
     def watch(self, fd: int, callback: Watcher) -> None:
         """Call ``callback`` whenever ``fd`` is readable or hung up.  If it returns an Ending, the cable ends."""
         self._watched[fd] = callback
+        self._planned = _NOTHING_PLANNED
 
     def unwatch(self, fd: int) -> None:
         """Forget a watched descriptor; call it before the descriptor is closed."""
         self._watched.pop(fd, None)
+        self._planned = _NOTHING_PLANNED
 
     def stop_on(self, signals: int) -> None:
         """End the cable when ``signals``, from ``vdexdp.signals.as_descriptor``, reports one; its name is the cause."""
@@ -133,46 +163,82 @@ class Cable:
 
     def step(self, timeout: float | None = None) -> Ending | None:
         """Wait once, for at most ``timeout`` seconds, and move what can be moved."""
-        wanted: dict[int, int] = dict.fromkeys(self._watched, select.POLLIN)
-        reading: list[tuple[Flow, tuple[int, ...]]] = []
-        writing: list[tuple[Flow, int]] = []
-        chores: list[tuple[Stream, int]] = []
-        for flow in (self.left, self.right):
-            for fd in flow.source.chores():
-                wanted[fd] = wanted.get(fd, 0) | select.POLLIN
-                chores.append((flow.source, fd))
-            writer = flow.sink.writer()
-            if writer is not None:
-                wanted[writer] = wanted.get(writer, 0) | select.POLLOUT
-                writing.append((flow, writer))
-                continue
-            readers = tuple(flow.source.readers())
-            for fd in readers:
-                wanted[fd] = wanted.get(fd, 0) | select.POLLIN
-            limit = flow.timeout()
-            if limit is not None and (timeout is None or limit < timeout):
-                timeout = limit
-            reading.append((flow, readers))
+        left, right = self._state(self.left), self._state(self.right)
+        if left != self._planned[0] or right != self._planned[1]:
+            self._plan = self._make_plan(left, right)
+            self._planned = (left, right)
+        plan = self._plan
+        due = False
+        for flow, _ in plan.reading:
+            if flow.timed():
+                limit = flow.timeout()
+                if limit is not None:
+                    due = True
+                    timeout = limit if timeout is None else min(limit, timeout)
 
-        ready = dict(self._wait(wanted, timeout))
+        # Rounded up: a wait that ends a fraction of a millisecond early would be a busy loop.
+        events = self._poll.poll(None if timeout is None else max(0, -int(-timeout * 1000 // 1)))
+        if len(events) == 1 and not due:
+            fd, what = events[0]
+            only = plan.only_read.get(fd)
+            if only is not None and what & ~select.POLLOUT:
+                return only.read()
+        return self._answer(plan, dict(events))
+
+    def _answer(self, plan: _Plan, ready: dict[int, int]) -> Ending | None:
         ending = None
-        for fd, callback in tuple(self._watched.items()):
+        for fd, callback in plan.watched:
             if fd in ready:
                 ending = ending or callback()
-        for stream, fd in chores:
+        for stream, fd in plan.chores:
             if fd in ready:
                 ending = ending or self._do_chores(stream)
-        for flow, writer in writing:
+        for flow, writer in plan.writing:
             if ready.get(writer, 0) & ~select.POLLIN:
                 ending = ending or flow.resume()
-        for flow, readers in reading:
+        for flow, readers in plan.reading:
             if any(ready.get(fd, 0) & ~select.POLLOUT for fd in readers):
                 ending = ending or flow.read()
-            else:
+            elif flow.timed():
                 limit = flow.timeout()
                 if limit is not None and limit <= 0.0:
                     ending = ending or flow.read()
         return ending
+
+    @staticmethod
+    def _state(flow: Flow) -> _State:
+        source = flow.source
+        writer = flow.sink.writer()
+        source.stalled = writer is not None
+        return writer, tuple(source.readers()) if writer is None else (), tuple(source.chores())
+
+    def _make_plan(self, *states: _State) -> _Plan:
+        wanted: dict[int, int] = dict.fromkeys(self._watched, select.POLLIN)
+        reading: list[tuple[Flow, tuple[int, ...]]] = []
+        writing: list[tuple[Flow, int]] = []
+        chores: list[tuple[Stream, int]] = []
+        others = set(wanted)
+        for flow, (writer, readers, tasks) in zip((self.left, self.right), states, strict=True):
+            for fd in tasks:
+                wanted[fd] = wanted.get(fd, 0) | select.POLLIN
+                chores.append((flow.source, fd))
+                others.add(fd)
+            if writer is not None:
+                wanted[writer] = wanted.get(writer, 0) | select.POLLOUT
+                writing.append((flow, writer))
+                others.add(writer)
+                continue
+            for fd in readers:
+                wanted[fd] = wanted.get(fd, 0) | select.POLLIN
+            reading.append((flow, readers))
+        for fd in self._polled.keys() - wanted.keys():
+            self._poll.unregister(fd)
+        for fd, events in wanted.items():
+            if self._polled.get(fd) != events:
+                self._poll.register(fd, events)
+        self._polled = wanted
+        only_read = {fd: flow for flow, readers in reading for fd in readers if fd not in others}
+        return _Plan(tuple(self._watched.items()), tuple(reading), tuple(writing), tuple(chores), only_read)
 
     @staticmethod
     def _do_chores(stream: Stream) -> Ending | None:
@@ -181,14 +247,3 @@ class Cable:
         except HangUp as end:
             return Ending(stream, str(end))
         return None
-
-    def _wait(self, wanted: dict[int, int], timeout: float | None) -> list[tuple[int, int]]:
-        if wanted != self._polled:
-            for fd in self._polled.keys() - wanted.keys():
-                self._poll.unregister(fd)
-            for fd, events in wanted.items():
-                if self._polled.get(fd) != events:
-                    self._poll.register(fd, events)
-            self._polled = wanted
-        # Rounded up: a wait that ends a fraction of a millisecond early would be a busy loop.
-        return self._poll.poll(None if timeout is None else max(0, -int(-timeout * 1000 // 1)))

@@ -177,6 +177,8 @@ class Stream(ABC):
     def __init__(self) -> None:
         self.drops: Counter[str] = Counter()
         """Frames lost at this end, by reason ("full", "runt", "too-big", …)."""
+        self.stalled = False
+        """Set by the pump: ``recv`` is not wanted just now, because the other end takes no frames."""
 
     @abstractmethod
     def readers(self) -> Sequence[int]:
