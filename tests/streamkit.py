@@ -52,7 +52,10 @@ def collect(stream: Stream, seconds: float = 0.2, enough: int = 1 << 60) -> list
     end = time.monotonic() + seconds
     while len(found) < enough and (left := end - time.monotonic()) > 0:
         due = stream.timeout()
-        select.select(stream.readers(), [], [], left if due is None else min(left, due))
+        writers = [fd for fd in (stream.writer(),) if fd is not None]
+        _, writable, _ = select.select(stream.readers(), writers, [], left if due is None else min(left, due))
+        if writable:
+            stream.flush()
         batch.clear()
         try:
             stream.recv(batch)

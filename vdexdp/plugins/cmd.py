@@ -49,6 +49,7 @@ class CommandStream(ByteStream):
         self._pid, source, sink = start(argv)
         self._pidfd = os.pidfd_open(self._pid)
         self._silent_until: float | None = None  # monotonic seconds; the command has closed its output (or input)
+        self._told = False
         super().__init__(source, sink, name, own=True, greet=True)
 
     def readers(self) -> tuple[int, ...]:
@@ -120,8 +121,9 @@ class CommandStream(ByteStream):
             text = f"{self.name} ended with status {result.si_status}"
         else:
             text = f"{self.name} was ended by {signal.Signals(result.si_status).name}"
-        if result.si_status:
+        if result.si_status and not self._told:
             print(text, file=sys.stderr)
+        self._told = True
         return text
 
 
