@@ -139,6 +139,7 @@ enum fdb_flag {
 	FDB_F_STATIC = 1, /* set by the user: never ages, never moves */
 	FDB_F_ZERO_CSUM = 2, /* the endpoint accepts a zero UDP checksum over IPv6 */
 	FDB_F_LOCAL = 4, /* the endpoint's address is one of this host's */
+	FDB_F_ON_LINK = 8, /* the endpoint is in the uplink's own network: next_hop is its own MAC */
 };
 
 struct fdb_entry {
@@ -149,7 +150,7 @@ struct fdb_entry {
 	__u8 pad;
 	__u32 addr[4]; /* endpoint, network byte order; IPv4 in addr[3], the rest as in ::ffff:0:0/96 */
 	__be16 udp_port;
-	__u8 next_hop[6]; /* outer source MAC of the endpoint's frames, for XDP; zero if not known */
+	__u8 next_hop[6]; /* outer source MAC of the endpoint's frames; zero if not known */
 };
 
 struct switch_info {
@@ -179,6 +180,7 @@ struct port_info {
 struct tunnel_info {
 	__u32 local[4]; /* our address, as in fdb_entry.addr */
 	__u32 group[4];
+	__u32 netmask[4]; /* of the local address, as fdb_entry.addr: what is in the same network needs no route; all ones = nothing is */
 	__u32 uplink; /* ifindex */
 	__u32 exception; /* ifindex of the exception tap */
 	__u32 mtu; /* of the uplink, bytes of outer IP packet */

@@ -183,6 +183,8 @@ struct target {
 	__be16 port;
 	__u8 ttl;
 	__u8 group; /* addr is the tunnel's group */
+	__u8 direct; /* next_hop is the MAC to send to; else the kernel looks it up */
+	__u8 next_hop[6];
 };
 
 static __always_inline void fill_ends(const struct tunnel_info *t, const struct target *to, struct udp *udp, struct vxlan *vxlan,

@@ -93,6 +93,12 @@ static __always_inline int same_mac(const __u8 *a, const __u8 *b)
 	return *(__u32 *)a == *(__u32 *)b && *(__u16 *)(a + 4) == *(__u16 *)(b + 4);
 }
 
+/* CPUs read the clock a little apart: an entry may be younger than now. */
+static __always_inline int is_old(const struct fdb_entry *e, const struct switch_info *sw, __u64 now)
+{
+	return now > e->last_seen && now - e->last_seen > sw->expiry;
+}
+
 /*
  * Finds a live entry.  Too old, from before a flush, an unplug or a goodbye: not found.  The entry's port belongs to the switch
  * (a port index that was given away in the meantime has another generation, and is compared here once more: no frame
@@ -112,7 +118,7 @@ static __always_inline struct fdb_entry *fdb_find(const struct fdb_key *key, con
 		return e;
 	if (e->generation != generation_now(sw, *port, e))
 		return NULL;
-	if (now - e->last_seen > sw->expiry && now > e->last_seen) {
+	if (is_old(e, sw, now)) {
 		count_event(c, EV_EXPIRED);
 		return NULL;
 	}
@@ -141,7 +147,19 @@ static __always_inline int fdb_is_live(const struct fdb_entry *e, const struct s
 {
 	struct port_info *port = port_at(e->port);
 
-	return port && e->generation == generation_now(sw, port, e) && now - e->last_seen <= sw->expiry;
+	return port && e->generation == generation_now(sw, port, e) && !is_old(e, sw, now);
+}
+
+static __always_inline int has_mac(const __u8 *mac)
+{
+	return *(__u16 *)mac || *(__u16 *)(mac + 2) || *(__u16 *)(mac + 4);
+}
+
+/* Is the endpoint in the same network as our own address? */
+static __always_inline int is_on_link(const struct tunnel_info *t, const __u32 *addr)
+{
+	return !(((addr[3] ^ t->local[3]) & t->netmask[3]) | ((addr[2] ^ t->local[2]) & t->netmask[2]) |
+		 ((addr[1] ^ t->local[1]) & t->netmask[1]) | ((addr[0] ^ t->local[0]) & t->netmask[0]));
 }
 
 /* Refreshes the entry when it says the same as `at` already.  1: done.  0: there is something to learn. */
@@ -153,10 +171,11 @@ static __always_inline int fdb_refresh(struct fdb_entry *e, const struct fdb_ent
 		return 1;
 	if (!same_place(e, at) || e->generation != at->generation)
 		return 0;
-	if (at->last_seen - e->last_seen > REFRESH_NS) {
+	if ((__s64)(at->last_seen - e->last_seen) > REFRESH_NS) {
 		e->last_seen = at->last_seen;
 		e->flags |= at->flags;
-		__builtin_memcpy(e->next_hop, at->next_hop, 6);
+		if (has_mac(at->next_hop))
+			__builtin_memcpy(e->next_hop, at->next_hop, 6);
 	}
 	return 1;
 }

@@ -61,6 +61,8 @@ PROGRAM(flood_group, "tc")(struct __sk_buff *skb)
 	to.port = t->group_port;
 	to.ttl = t->ttl;
 	to.group = 1;
+	to.direct = 1;
+	__builtin_memcpy(to.next_hop, t->group_mac, 6);
 	return send_tunnel(skb, t, sw->tunnel, &to, 0, &f);
 }
 #else

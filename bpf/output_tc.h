@@ -297,7 +297,7 @@ static __always_inline int send_tunnel(struct __sk_buff *skb, const struct tunne
 	if (v6) {
 		struct headers6 *h = (void *)space;
 
-		fill_headers6(h, t, to, to->group ? t->group_mac : t->uplink_mac, frame);
+		fill_headers6(h, t, to, to->direct ? to->next_hop : t->uplink_mac, frame);
 		fill_inner(space + HEADERS_PAD + OUTER6_LEN, &eth, &tags);
 		if (exception < 0 && !(endpoint_flags & FDB_F_ZERO_CSUM)) {
 			__u16 check;
@@ -308,7 +308,7 @@ static __always_inline int send_tunnel(struct __sk_buff *skb, const struct tunne
 		}
 		inner_len += OUTER6_LEN;
 	} else {
-		fill_headers4((void *)space, t, to, to->group ? t->group_mac : t->uplink_mac, frame);
+		fill_headers4((void *)space, t, to, to->direct ? to->next_hop : t->uplink_mac, frame);
 		fill_inner(space + HEADERS_PAD + OUTER4_LEN, &eth, &tags);
 		inner_len += OUTER4_LEN;
 	}
@@ -321,10 +321,10 @@ static __always_inline int send_tunnel(struct __sk_buff *skb, const struct tunne
 		return redirect(t->exception, 0);
 	}
 	count_tx(c, PATH_TC, f->frames, len);
-	/* The next hop's MAC comes from the kernel's own neighbour look-up (which refuses a group address in the frame). */
-	if (!to->group)
+	/* The MAC comes from the kernel's own route and neighbour look-ups (which refuse a group address in the frame). */
+	if (!to->direct)
 		return redirect_neigh(device, NULL, 0, 0);
-	if (t->flags & TUNNEL_F_LOCAL_PEERS) {
+	if (to->group && t->flags & TUNNEL_F_LOCAL_PEERS) {
 		/* The same frame with a TTL of 0: for members of the group on this host, and nobody else. */
 		__u8 none = 0;
 

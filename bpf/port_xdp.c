@@ -2,15 +2,10 @@
  *
  * Fast path of a "wire" port's input: known unicast to another port, or encapsulated to a known endpoint.
  *
- * The next hop's MAC is the one that the endpoint's own frames came with (fdb_entry.next_hop): bpf_fib_lookup would do it only on
- * hosts that forward.
+ * The next hop's MAC is the one that the endpoint's own frames came with (fdb_entry.next_hop), for endpoints in the uplink's own
+ * network: bpf_fib_lookup would find others only on hosts that forward.  Those are tc's.
  */
 #include "switch_xdp.h"
-
-static __always_inline int has_mac(const __u8 *mac)
-{
-	return *(__u32 *)mac || *(__u16 *)(mac + 4);
-}
 
 static __always_inline int encap_xdp(struct xdp_md *ctx, const struct tunnel_info *t, const struct fdb_entry *e, __u32 out, __u32 len,
 				     struct counters *c)
@@ -86,7 +81,7 @@ PROGRAM(port_xdp, "xdp")(struct xdp_md *ctx)
 		return redirect_map(MAP(tx_ports), to, 0);
 	}
 	t = tunnel_at(to);
-	if (!t || !(t->flags & TUNNEL_F_XDP_OUT) || e->flags & FDB_F_LOCAL || !has_mac(e->next_hop))
+	if (!t || !(t->flags & TUNNEL_F_XDP_OUT) || !(e->flags & FDB_F_ON_LINK) || e->flags & FDB_F_LOCAL || !has_mac(e->next_hop))
 		return left_to_tc(c);
 	/* Outer checksums over IPv6 are tc's. */
 	if (t->flags & TUNNEL_F_V6 && !(e->flags & FDB_F_ZERO_CSUM))

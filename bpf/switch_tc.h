@@ -31,6 +31,8 @@ static __always_inline int send_to(struct __sk_buff *skb, struct fdb_entry *e, s
 	to.port = e->udp_port;
 	to.ttl = 64;
 	to.group = 0;
+	to.direct = e->flags & FDB_F_ON_LINK && has_mac(e->next_hop);
+	__builtin_memcpy(to.next_hop, e->next_hop, 6);
 	return send_tunnel(skb, t, e->port, &to, e->flags, f);
 }
 

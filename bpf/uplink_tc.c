@@ -78,6 +78,15 @@ static __always_inline int load_inner(struct __sk_buff *skb, __u32 at, struct et
 	return 0;
 }
 
+#define PACKET_LOOPBACK 5 /* linux/if_packet.h */
+
+/* Group traffic, while other nodes of the network live on this host. */
+static __always_inline int to_local_peers(const struct tunnel_info *t, const struct outer *o)
+{
+	return t->flags & TUNNEL_F_LOCAL_PEERS && o->dst[3] == t->group[3] && o->dst[2] == t->group[2] && o->dst[1] == t->group[1] &&
+	       o->dst[0] == t->group[0];
+}
+
 static __always_inline int tunnel_input(struct __sk_buff *skb, struct outer *o, __u32 uplink, __u8 path, struct counters *up)
 {
 	struct endpoint_key where = { .uplink = uplink, .vni = swap32(o->vxlan_vni) >> 8, .udp_port = o->dst_port };
@@ -104,6 +113,12 @@ static __always_inline int tunnel_input(struct __sk_buff *skb, struct outer *o, 
 	sw = switch_at(port->switch_id);
 	if (!sw)
 		return count_drop(c, DROP_NO_SWITCH);
+	/*
+	 * Nodes on this host hear the group by their sockets alone: what another of them sent, looped back by the kernel, and,
+	 * while there are any, what comes from the wire.  The exception worker hears it there too, and sends it in here.
+	 */
+	if (path != PATH_EXCEPTION && (skb->pkt_type == PACKET_LOOPBACK || to_local_peers(t, o)))
+		return VERDICT_NEXT;
 	if (t->kind == TUNNEL_VXVDE && (o->vxlan_flags != swap32(VXLAN_FLAGS) || (o->vxlan_vni & swap32(0xff))))
 		return count_drop(c, DROP_BAD_HEADER);
 
@@ -156,6 +171,8 @@ static __always_inline int tunnel_input(struct __sk_buff *skb, struct outer *o, 
 				f.at.flags |= FDB_F_LOCAL;
 		} else {
 			__builtin_memcpy(f.at.next_hop, o->source_mac, 6);
+			if (is_on_link(t, o->src))
+				f.at.flags |= FDB_F_ON_LINK;
 		}
 		__builtin_memcpy(f.key.mac, eth.src, 6);
 		fdb_learn(&f.key, &f.at, sw, port, c);

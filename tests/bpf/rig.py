@@ -195,6 +195,7 @@ class Rig:
         )
         fill(tunnel.local, address(local))
         fill(tunnel.group, address(group))
+        fill(tunnel.netmask, bytes.fromhex("ffffffffffffffff0000000000000000" if self.v6 else "ff" * 15 + "00"))
         fill(tunnel.uplink_mac, UPLINK_MAC)
         fill(tunnel.group_mac, bytes.fromhex("01005e000001"))
         self.maps["tunnels"].update(TUNNEL, tunnel)
@@ -232,12 +233,12 @@ class Rig:
         flags: int = 0,
         age: float = 0.0,
     ) -> None:
-        """Puts an entry into the FDB as if a frame had taught it, ``age`` seconds ago."""
+        """Puts an entry into the FDB as if a frame had taught it, ``age`` seconds ago; a peer is on our own link."""
         key = S["fdb_key"](switch_id=SWITCH, vlan=vlan)
         fill(key.mac, mac)
         entry = S["fdb_entry"](
             port=port,
-            flags=flags,
+            flags=flags | (K["FDB_F_ON_LINK"] if peer else 0),
             udp_port=socket.htons(peer_port) if peer else 0,
             last_seen=time.monotonic_ns() - int(age * 1e9),
         )

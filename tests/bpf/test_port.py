@@ -38,6 +38,7 @@ from tests.bpf.rig import (
     address,
     ethernet,
     inet_sum,
+    outer,
     udp4,
 )
 from vdexdp.wire.vxlan import encode_header, parse_outer
@@ -112,6 +113,14 @@ def test_ipv6_underlay_has_a_right_checksum(rig6: Rig, name: str) -> None:
     finished = result.data.replace(udp4(b"odd", checksum="partial"), udp4(b"odd"))
     segment = finished[54:]
     assert inet_sum(address(HOST6) + address(PEER6) + struct.pack("!II", len(segment), 17) + segment) == 0
+
+
+def test_the_next_hop_is_the_learnt_one_only_on_our_own_link(rig: Rig) -> None:
+    """The kernel's route and neighbour look-ups are for endpoints behind a router; for them the MAC is left to it."""
+    for peer, mac in ((PEER, "0a0000000002"), ("10.78.0.9", "0a0000000002")):
+        rig.run("uplink_ingress", UPLINK, outer(ethernet(BROADCAST, B, 0x0806, bytes(28)), peer))
+        sent = rig.run("port_ingress", WIRE1, FRAMES["ipv4"]).data[:6]
+        assert (sent == bytes.fromhex(mac)) == (peer == PEER)
 
 
 def test_ipv6_peer_that_needs_no_checksum_gets_none(rig6: Rig) -> None:

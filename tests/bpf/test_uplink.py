@@ -170,11 +170,11 @@ def test_another_node_that_takes_the_mac(rig: Rig) -> None:
 def test_zero_checksum_capability_is_learnt(rig6: Rig) -> None:
     frame = ethernet(BROADCAST, A, 0x0806, bytes(28))
     rig6.run("uplink_ingress", UPLINK, outer(frame, PEER6, GROUP6, PEER_PORT, GROUP_PORT, flow=K["FLOWLABEL_CAPABLE"]))
-    assert rig6.entry(A).flags == K["FDB_F_ZERO_CSUM"]
+    assert rig6.entry(A).flags == K["FDB_F_ZERO_CSUM"] | K["FDB_F_ON_LINK"]
     rig6.run(
         "uplink_ingress", UPLINK, outer(ethernet(BROADCAST, B, 0x0806, bytes(28)), PEER6, GROUP6, PEER_PORT, GROUP_PORT)
     )
-    assert rig6.entry(B).flags == 0
+    assert rig6.entry(B).flags == K["FDB_F_ON_LINK"]
 
 
 def test_exception_tap_input(rig: Rig) -> None:
