@@ -36,7 +36,7 @@ GRACE = 2.0
 """Seconds from the end of one command, with nothing left in the pipes, to SIGTERM for the others (and then SIGKILL)."""
 
 WATCHED = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""The signals that ``supervise`` waits for."""
+"""The signals that ``supervise`` waits for; they are blocked."""
 
 _PIPE_MAX_FILE = "/proc/sys/fs/pipe-max-size"
 _HIGH_FD = 64
@@ -231,9 +231,13 @@ class Chain:
                 self._ended(index, code if code >= 0 else 128 - code)
 
     def terminate(self, number: signal.Signals) -> None:
-        for index, pid in self.pids.items():
-            self._signalled.add(index)
+        """Signal all commands, and what they have started in our process group."""
+        self._signalled.update(self.pids)
+        for pid in self.pids.values():
             os.kill(pid, number)
+        if number in WATCHED:
+            os.killpg(0, number)
+            signal.sigtimedwait((number,), 0)  # our own share
 
     def unblock(self) -> None:
         """Look at the pipes; give those that wait in a circle more room."""
