@@ -20,6 +20,7 @@ import tempfile
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from vdexdp.bench.contest import Contestant, Progress, compete, require_tools
 from vdexdp.bench.generator import FRAME, paced, steady, udp_frame
@@ -45,9 +46,9 @@ METRICS = (
 )
 TCP = ("tcp_out", "tcp_in")
 ABOUT = (
-    "Two guests (namespaces of this machine, MTU 1500), all contestants interleaved in one run, medians. TCP: one iperf3 "
-    f"stream from the left guest (→) and to it (←). {FRAME} B: the most UDP datagrams in {FRAME}-byte frames that "
-    f"arrive from a packet socket at rising rates. CPU: of the plugs and switches, at {STEADY_RATE:.0f} such frames "
+    "Two guests (namespaces of this machine, MTU 1500), all contestants interleaved in one run, medians. TCP: one "
+    f"iperf3 stream from the left guest (→) and to it (←). {FRAME} B: the most UDP datagrams in {FRAME}-byte frames "
+    f"that arrive from a packet socket at rising rates. CPU: of the plugs and switches, at {STEADY_RATE:.0f} such frames "
     "per second. ping: median round-trip."
 )
 
@@ -55,14 +56,14 @@ ABOUT = (
 class Pair(Contestant):
     """Two guests and the measurements; a subclass joins them."""
 
-    family: str
+    family: ClassVar[str]
     prefix: str
     left: Namespace
     right: Namespace
 
-    def __init__(self, seconds: int) -> None:
+    def __init__(self, seconds: int, path: Path) -> None:
         self.seconds = seconds
-        self.place = tempfile.TemporaryDirectory(prefix="vdexdp-bench-")
+        self.path = path  # of its own: for a switch, or for what else needs a name
 
     def build(self, lab: Lab) -> None:
         self.prefix = lab.prefix
@@ -118,20 +119,19 @@ def served(path: Path) -> Path:
 
 
 class SwitchStock(Pair):
-    family = key = "switch"
+    family = "switch"
     key = "switch-stock"
     title = "vde_switch"
     how = "vde_switch between two stock vde_plugs"
-    tools = ("vde_plug", "vde_switch")
+    tools: ClassVar[tuple[str, ...]] = ("vde_plug", "vde_switch")
 
-    def start(self, host: Namespace, path: Path) -> None:
-        stock_switch(host, path)
+    def start(self, host: Namespace) -> None:
+        stock_switch(host, self.path)
 
     def join(self, lab: Lab) -> None:
-        path = Path(self.place.name, "switch")
-        self.start(lab.host("host"), path)
+        self.start(lab.host("host"))
         for guest in (self.left, self.right):
-            guest.spawn(*STOCK, f"vde://{served(path)}", "tap://eth0")
+            guest.spawn(*STOCK, f"vde://{served(self.path)}", "tap://eth0")
 
 
 class SwitchOurs(SwitchStock):
@@ -140,8 +140,8 @@ class SwitchOurs(SwitchStock):
     how = "vdexdp's switch:// between the same two stock vde_plugs"
     tools = ("vde_plug",)
 
-    def start(self, host: Namespace, path: Path) -> None:
-        host.spawn(*OURS, "null://", f"switch://{path}")
+    def start(self, host: Namespace) -> None:
+        host.spawn(*OURS, "null://", f"switch://{self.path}")
 
 
 class LacStock(Pair):
@@ -149,21 +149,20 @@ class LacStock(Pair):
     key = "lac-stock"
     title = "vde_switch + vde_plug"
     how = "stock client, vde_switch, vde_plug vde:// vxvde:// — other host — vde_plug tap:// vxvde://"
-    tools = ("vde_plug", "vde_switch")
+    tools: ClassVar[tuple[str, ...]] = ("vde_plug", "vde_switch")
 
     def join(self, lab: Lab) -> None:
         near = lab.host("near")
         lab.underlay(near, self.right, mtu=9000)
-        path = Path(self.place.name, "switch")
-        self.start(near, path)
-        self.left.spawn(*STOCK, f"vde://{served(path)}", "tap://eth0")
+        self.start(near)
+        self.left.spawn(*STOCK, f"vde://{served(self.path)}", "tap://eth0")
         self.right.spawn(*self.plug, "tap://eth0", f"vxvde://{GROUP}")
 
     plug: tuple[str, ...] = STOCK
 
-    def start(self, host: Namespace, path: Path) -> None:
-        stock_switch(host, path)
-        host.spawn(*STOCK, f"vde://{served(path)}", f"vxvde://{GROUP}")
+    def start(self, host: Namespace) -> None:
+        stock_switch(host, self.path)
+        host.spawn(*STOCK, f"vde://{served(self.path)}", f"vxvde://{GROUP}")
 
 
 class LacOurs(LacStock):
@@ -173,8 +172,8 @@ class LacOurs(LacStock):
     tools = ("vde_plug",)
     plug = OURS
 
-    def start(self, host: Namespace, path: Path) -> None:
-        host.spawn(*OURS, f"switch://{path}", f"vxvde://{GROUP}")
+    def start(self, host: Namespace) -> None:
+        host.spawn(*OURS, f"switch://{self.path}", f"vxvde://{GROUP}")
 
 
 class PtpStock(Pair):
@@ -182,12 +181,12 @@ class PtpStock(Pair):
     key = "ptp-stock"
     title = "ptp://, stock"
     how = "vde_plug tap:// ptp:// twice"
-    tools = ("vde_plug",)
-    plug = STOCK
+    tools: ClassVar[tuple[str, ...]] = ("vde_plug",)
+    plug: tuple[str, ...] = STOCK
 
     def join(self, lab: Lab) -> None:
         for guest in (self.left, self.right):
-            guest.spawn(*self.plug, "tap://eth0", f"ptp://{self.place.name}/ptp")
+            guest.spawn(*self.plug, "tap://eth0", f"ptp://{self.path}")
 
 
 class PtpOurs(PtpStock):
@@ -203,8 +202,8 @@ class CmdStock(Pair):
     key = "cmd-stock"
     title = "cmd://, stock"
     how = 'vde_plug tap:// cmd://"vde_plug tap://"'
-    tools = ("vde_plug",)
-    plug = STOCK
+    tools: ClassVar[tuple[str, ...]] = ("vde_plug",)
+    plug: tuple[str, ...] = STOCK
 
     def join(self, lab: Lab) -> None:
         coprocess = ("ip", "netns", "exec", self.right.full_name, *self.plug, "tap://eth0")
@@ -249,5 +248,7 @@ def describe(measured: Mapping[str, float]) -> str:
 def run(runs: int, seconds: int, families: Sequence[str], say: Progress) -> Report:
     """Measure ``runs`` rounds with TCP streams of ``seconds``.  Raises HostError where a needed tool is missing."""
     require_tools("ip", "iperf3", "ping")
-    contestants = [kind(seconds) for kind in KINDS if kind.family in families]
-    return Report("legacy", ABOUT, runs, METRICS, targets(families), compete(contestants, runs, say, describe))
+    with tempfile.TemporaryDirectory(prefix="vdexdp-bench-") as place:
+        contestants = [kind(seconds, Path(place, kind.key)) for kind in KINDS if kind.family in families]
+        results = compete(contestants, runs, say, describe)
+    return Report("legacy", ABOUT, runs, METRICS, targets(families), results)

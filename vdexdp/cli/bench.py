@@ -41,7 +41,7 @@ def lac(runs: int, seconds: int, as_json: bool, check: bool, quiet: bool) -> Non
 @click.option("--check", is_flag=True, help="Exit with status 1 if a target is missed.")
 @click.option("-q", "--quiet", is_flag=True, help="No line on stderr for each measurement.")
 def legacy(runs: int, seconds: int, families: tuple[str, ...], as_json: bool, check: bool, quiet: bool) -> None:
-    """What runs in userspace: switch://, ptp://, cmd:// and a legacy client in a LAC, each against its stock program."""
+    """What runs in userspace (switch, ptp, cmd, a legacy client in a LAC), each against its stock program."""
     from vdexdp.bench.legacy import FAMILIES, run
 
     unknown = set(families) - set(FAMILIES)
