@@ -48,7 +48,8 @@ class CommandStream(ByteStream):
     def __init__(self, argv: tuple[str, ...], name: str) -> None:
         self._pid, source, sink = start(argv)
         self._pidfd = os.pidfd_open(self._pid)
-        self._silent_until: float | None = None  # monotonic seconds; the command has closed its output (or input)
+        self._deaf = False  # the command reads no more
+        self._silent_until: float | None = None  # monotonic seconds; it writes no more, and should have ended by then
         self._told = False
         super().__init__(source, sink, name, own=True, greet=True)
 
@@ -56,7 +57,7 @@ class CommandStream(ByteStream):
         return (self._pidfd,) if self._silent_until is not None else (self.source, self._pidfd)
 
     def writer(self) -> int | None:
-        return None if self._silent_until is not None else super().writer()
+        return None if self._deaf else super().writer()
 
     def timeout(self) -> float | None:
         if self._silent_until is not None:
@@ -69,7 +70,7 @@ class CommandStream(ByteStream):
             try:
                 super().recv(batch)
             except HangUp:
-                self._silence()
+                self._silent_until = time.monotonic() + AFTER_OUTPUT
             if batch.count > before:
                 return
         if self._has_ended(0.0):
@@ -78,11 +79,11 @@ class CommandStream(ByteStream):
             raise HangUp(f"{self.name} has closed its end of the stream")
 
     def send(self, batch: Batch, start: int = 0) -> int:
-        if self._silent_until is None:
+        if not self._deaf:
             try:
                 return super().send(batch, start)
             except HangUp:
-                self._silence()
+                self._deaf = True
         self.drops["no-peer"] += len(batch) - start
         return len(batch) - start
 
@@ -90,7 +91,7 @@ class CommandStream(ByteStream):
         try:
             super().flush()
         except HangUp:
-            self._silence()
+            self._deaf = True
 
     def close(self) -> None:
         super().close()
@@ -104,9 +105,6 @@ class CommandStream(ByteStream):
         os.waitpid(self._pid, 0)
         os.close(self._pidfd)
         self._pid = 0
-
-    def _silence(self) -> None:
-        self._silent_until = time.monotonic() + AFTER_OUTPUT
 
     def _has_ended(self, patience: float) -> bool:
         poll = select.poll()
