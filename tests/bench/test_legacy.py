@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Shows that ``vdexdp bench legacy`` measures what it names: both contestants of a family, in every metric.  Needs root."""
+"""Shows that ``vdexdp bench legacy`` measures what it names: both contestants of a family in every metric (as root)."""
 
 from __future__ import annotations
 

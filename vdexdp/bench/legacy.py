@@ -48,8 +48,8 @@ TCP = ("tcp_out", "tcp_in")
 ABOUT = (
     "Two guests (namespaces of this machine, MTU 1500), all contestants interleaved in one run, medians. TCP: one "
     f"iperf3 stream from the left guest (→) and to it (←). {FRAME} B: the most UDP datagrams in {FRAME}-byte frames "
-    f"that arrive from a packet socket at rising rates. CPU: of the plugs and switches, at {STEADY_RATE:.0f} such frames "
-    "per second. ping: median round-trip."
+    f"that arrive from a packet socket at rising rates. CPU: of the plugs and switches, at {STEADY_RATE:.0f} such "
+    "frames per second. ping: median round-trip."
 )
 
 
