@@ -192,7 +192,9 @@ struct tunnel_info {
 	__u8 kind;
 	__u8 flags;
 	__u8 ttl; /* of group traffic */
-	__u8 pad[5];
+	__u8 pad;
+	__u16 uplink_port; /* port index of the uplink's counters */
+	__u16 pad2;
 };
 
 struct endpoint_key {

@@ -39,6 +39,17 @@ static __always_inline __u32 frame_len(const struct __sk_buff *skb)
 	return skb->len + (skb->vlan_present ? 4 : 0);
 }
 
+/* The Ethernet header, from the linear part where it is, as it nearly always is. */
+static __always_inline int load_eth(struct __sk_buff *skb, struct eth *eth)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+
+	if (data + ETH_LEN > end)
+		return skb_load_bytes(skb, 0, eth, ETH_LEN);
+	__builtin_memcpy(eth, data, ETH_LEN);
+	return 0;
+}
+
 /* skb->protocol = proto.  The frame's ethertype field is left at proto as well. */
 static __always_inline int set_protocol(struct __sk_buff *skb, __be16 proto)
 {
@@ -248,7 +259,7 @@ static __always_inline int send_tunnel(struct __sk_buff *skb, const struct tunne
 		return VERDICT_DROP;
 	if (pop_tags(skb, &tags))
 		return count_drop(c, DROP_TAGS);
-	if (skb_load_bytes(skb, 0, &eth, ETH_LEN))
+	if (load_eth(skb, &eth))
 		return count_drop(c, DROP_RUNT);
 	frame = skb->len + 4 * tags.count;
 

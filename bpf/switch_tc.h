@@ -62,7 +62,7 @@ static __always_inline int port_input(struct __sk_buff *skb, __u32 in, __u8 path
 	sw = switch_at(port->switch_id);
 	if (!sw)
 		return count_drop(c, DROP_NO_SWITCH);
-	if (skb_load_bytes(skb, 0, &eth, ETH_LEN))
+	if (load_eth(skb, &eth))
 		return count_drop(c, DROP_RUNT);
 	if (!skb->gso_size && frame_len(skb) > FRAME_MAX + 4)
 		return count_drop(c, DROP_TOO_BIG);

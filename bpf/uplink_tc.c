@@ -87,7 +87,7 @@ static __always_inline int to_local_peers(const struct tunnel_info *t, const str
 	       o->dst[0] == t->group[0];
 }
 
-static __always_inline int tunnel_input(struct __sk_buff *skb, struct outer *o, __u32 uplink, __u8 path, struct counters *up)
+static __always_inline int tunnel_input(struct __sk_buff *skb, struct outer *o, __u32 uplink, __u8 path)
 {
 	struct endpoint_key where = { .uplink = uplink, .vni = swap32(o->vxlan_vni) >> 8, .udp_port = o->dst_port };
 	struct port_info *port, *out;
@@ -150,7 +150,7 @@ static __always_inline int tunnel_input(struct __sk_buff *skb, struct outer *o, 
 	if (load_inner(skb, o->len, &eth, &tags))
 		return count_drop(c, DROP_RUNT);
 	count_rx(c, path, f.frames, skb->len - o->len);
-	count_rx(up, path, f.frames, skb->len);
+	count_rx(counters_at(t->uplink_port), path, f.frames, skb->len);
 	if (path == PATH_EXCEPTION && c)
 		c->exceptions[EXC_INPUT]++;
 
@@ -197,10 +197,9 @@ static __always_inline int tunnel_input(struct __sk_buff *skb, struct outer *o, 
 
 PROGRAM(UPLINK_PROGRAM, "tc")(struct __sk_buff *skb)
 {
-	__u32 ifindex = skb->ifindex, key = ifindex | UPLINK_KEY;
+	__u32 ifindex = skb->ifindex;
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct outer o;
-	__u32 *index;
 
 	if (skb->vlan_present) {
 #ifdef EXCEPTION_TAP
@@ -224,15 +223,15 @@ PROGRAM(UPLINK_PROGRAM, "tc")(struct __sk_buff *skb)
 	}
 	if (parse_outer(data, end, &o))
 		return VERDICT_NEXT;
-	index = map_lookup(MAP(ingress), &key);
-	if (!index)
-		return VERDICT_NEXT;
 #ifdef EXCEPTION_TAP
-	if (o.source_mac[0] != ENDPOINT_META >> 8 || o.source_mac[1] != (ENDPOINT_META & 0xff))
-		return count_drop(counters_at(*index), DROP_BAD_BOUNCE);
+	if (o.source_mac[0] != ENDPOINT_META >> 8 || o.source_mac[1] != (ENDPOINT_META & 0xff)) {
+		__u32 key = ifindex | UPLINK_KEY, *index = map_lookup(MAP(ingress), &key);
+
+		return index ? count_drop(counters_at(*index), DROP_BAD_BOUNCE) : VERDICT_DROP;
+	}
 	ifindex = (__u32)o.source_mac[2] << 24 | (__u32)o.source_mac[3] << 16 | (__u32)o.source_mac[4] << 8 | o.source_mac[5];
-	return tunnel_input(skb, &o, ifindex, PATH_EXCEPTION, counters_at(*index));
+	return tunnel_input(skb, &o, ifindex, PATH_EXCEPTION);
 #else
-	return tunnel_input(skb, &o, ifindex, PATH_TC, counters_at(*index));
+	return tunnel_input(skb, &o, ifindex, PATH_TC);
 #endif
 }

@@ -8,7 +8,7 @@ PROGRAM(uplink_xdp, "xdp")(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct endpoint_key where = { .uplink = ctx->ingress_ifindex };
-	__u32 key = ctx->ingress_ifindex | UPLINK_KEY, *index, *uplink, len, to;
+	__u32 *index, len, to;
 	struct port_info *port, *out = NULL;
 	struct fdb_key fdb_key = {};
 	struct fdb_entry at = {}, *e;
@@ -24,8 +24,7 @@ PROGRAM(uplink_xdp, "xdp")(struct xdp_md *ctx)
 	where.udp_port = o.dst_port;
 	__builtin_memcpy(where.addr, o.dst, 16);
 	index = map_lookup(MAP(endpoints), &where);
-	uplink = map_lookup(MAP(ingress), &key);
-	if (!index || !uplink)
+	if (!index)
 		return VERDICT_PASS;
 	port = port_at(*index);
 	t = tunnel_at(*index);
@@ -61,7 +60,7 @@ PROGRAM(uplink_xdp, "xdp")(struct xdp_md *ctx)
 	if (xdp_adjust_head(ctx, o.len))
 		return left_to_tc(c);
 	count_rx(c, PATH_XDP, 1, len);
-	count_rx(counters_at(*uplink), PATH_XDP, 1, len + o.len);
+	count_rx(counters_at(t->uplink_port), PATH_XDP, 1, len + o.len);
 	count_tx(counters_at(to), PATH_XDP, 1, len);
 	return redirect_map(MAP(tx_ports), to, 0);
 }

@@ -192,6 +192,7 @@ class Rig:
             kind=K[self.kind],
             flags=self.tunnel_flags,
             ttl=1,
+            uplink_port=UPLINK,
         )
         fill(tunnel.local, address(local))
         fill(tunnel.group, address(group))

@@ -255,6 +255,7 @@ class Tunnels:
             kind=K["TUNNEL_VXVDE"] if spec.kind == "vxvde" else K["TUNNEL_VXLAN"],
             flags=flags,
             ttl=spec.ttl,
+            uplink_port=uplink.index,
         )
 
     def _write_endpoints(self, lac: Lac) -> None:
