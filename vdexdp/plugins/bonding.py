@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from vdexdp.plugins.forwarding import HOST, NOBODY, Policy, Route, Station
+from vdexdp.plugins.forwarding import HOST, NOBODY, Policy, Station
 from vdexdp.plugins.netnode import NetnodePlugin, NodeSpec
 
 
@@ -23,14 +23,11 @@ class _RoundRobin(Policy):
     def forget(self, station: Station) -> None:
         self._turn.remove(station)
 
-    def route(self, source: Station, frames: tuple[bytes, ...]) -> Route:
+    def route(self, source: Station, header: bytes) -> Station:
         if source is not HOST:
             return HOST
         if not self._turn:
             return NOBODY
-        return self._next() if len(frames) == 1 else [self._next() for _ in frames]
-
-    def _next(self) -> Station:
         self._turn.rotate(-1)
         return self._turn[-1]
 

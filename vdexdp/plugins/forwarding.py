@@ -62,11 +62,15 @@ def headers(batch: Batch, first: int, count: int) -> tuple[bytes, ...]:
 
 
 class Policy(ABC):
-    """A node's rule.  ``route`` is told the source of some frames and their headers."""
+    """A node's rule.  It is told the source of frames and their headers."""
 
     @abstractmethod
-    def route(self, source: Station, frames: tuple[bytes, ...]) -> Route:
-        """One destination for all the frames, or a list with one for each; for one frame never a list."""
+    def route(self, source: Station, header: bytes) -> Station:
+        """The destination of one frame."""
+
+    def route_all(self, source: Station, frames: tuple[bytes, ...]) -> Route:
+        """One destination for all the frames, or a list with one for each."""
+        return [self.route(source, header) for header in frames]
 
     def join(self, station: Station) -> None:
         """``station`` has come."""
@@ -89,7 +93,17 @@ class Learning(Policy):
         self._flows_end = 0.0
         self._now = 0.0
 
-    def route(self, source: Station, frames: tuple[bytes, ...]) -> Route:
+    def route(self, source: Station, header: bytes) -> Station:
+        return self._remembered(source)[header]
+
+    def route_all(self, source: Station, frames: tuple[bytes, ...]) -> Route:
+        flows = self._remembered(source)
+        distinct = {flows[header] for header in set(frames)}
+        if len(distinct) == 1:
+            return distinct.pop()
+        return [flows[header] for header in frames]
+
+    def _remembered(self, source: Station) -> _Flows:
         self._now = time.monotonic()
         if self._now >= self._flows_end:
             self._flows.clear()
@@ -97,10 +111,7 @@ class Learning(Policy):
         flows = self._flows.get(source)
         if flows is None:
             flows = self._flows[source] = _Flows(lambda header: self._decide(source, header))
-        distinct = {flows[header] for header in set(frames)}
-        if len(distinct) == 1:
-            return distinct.pop()
-        return [flows[header] for header in frames]
+        return flows
 
     def forget(self, station: Station) -> None:
         self._table = {key: entry for key, entry in self._table.items() if entry[0] is not station}

@@ -8,7 +8,10 @@ from vdexdp.plugins.netnode import NetnodePlugin, NodeSpec
 
 
 class _Repeat(Policy):
-    def route(self, source: Station, frames: tuple[bytes, ...]) -> Station:
+    def route(self, source: Station, header: bytes) -> Station:
+        return EVERYBODY
+
+    def route_all(self, source: Station, frames: tuple[bytes, ...]) -> Station:
         return EVERYBODY
 
 

@@ -11,7 +11,10 @@ from vdexdp.plugins.netnode import NetnodePlugin, NodeSpec
 
 
 class _Copy(Policy):
-    def route(self, source: Station, frames: tuple[bytes, ...]) -> Station:
+    def route(self, source: Station, header: bytes) -> Station:
+        return EVERYBODY if source is HOST else HOST
+
+    def route_all(self, source: Station, frames: tuple[bytes, ...]) -> Station:
         return EVERYBODY if source is HOST else HOST
 
 

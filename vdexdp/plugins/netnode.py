@@ -30,6 +30,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from vdexdp.errors import ProtocolError, RequestError
@@ -199,7 +200,7 @@ class NetnodeStream(Stream):
 
     def send(self, batch: Batch, start: int = 0) -> int:
         count = batch.count - start
-        if count > 1 or (count and not self._deliver(HOST, batch.rows[start], batch.lengths[start])):
+        if count > 1 or (count and self._deliver(HOST, batch.rows[start], batch.lengths[start]) is None):
             self._forward(HOST, batch, start, count)
         return count
 
@@ -232,7 +233,9 @@ class NetnodeStream(Stream):
                 length = batch.lengths[first] = port.data.recv_into(row)
             except OSError:
                 return False  # nothing, or an error that is over with its report; the stream says when a client leaves
-            if self._deliver(port, row, length):
+            to = self._deliver(port, row, length)
+            if to is not None:
+                batch.count = first + (to is HOST)
                 return True
             batch.count = first + 1
         count = batch.count - first
@@ -256,18 +259,17 @@ class NetnodeStream(Stream):
         batch.count = first + count
         return count
 
-    def _deliver(self, source: Station, row: memoryview, length: int) -> bool:
-        """Send a frame on if it is an ordinary one for a single client."""
+    def _deliver(self, source: Station, row: memoryview, length: int) -> Station | None:
+        """Send a frame on if it is an ordinary one for a single station; that station, else None."""
         if not _TAGGED_MIN <= length <= FRAME_MAX:
-            return False
-        to = self._policy.route(source, (bytes(row[:HEADER]),))
-        if not isinstance(to, Port):
-            return False
-        try:
-            to.data.send(row[:length], socket.MSG_NOSIGNAL)
-        except OSError as error:
-            self.drops[reason(error.errno)] += 1
-        return True
+            return None
+        to = self._policy.route(source, bytes(row[:HEADER]))
+        if isinstance(to, Port):
+            try:
+                to.data.send(row[:length], socket.MSG_NOSIGNAL)
+            except OSError as error:
+                self.drops[reason(error.errno)] += 1
+        return None if to is EVERYBODY else to
 
     def _forward(self, source: Station, batch: Batch, first: int, count: int) -> bool | list[bool]:
         """Send frames to the clients they are for; tell which ones are for the host: all, none, or which."""
@@ -277,7 +279,7 @@ class NetnodeStream(Stream):
             # The policy must not take for a VLAN tag what an earlier frame left in the row.
             for row, length in zip(batch.rows[first:], lengths, strict=False):
                 row[length:_TAGGED_MIN] = bytes(max(_TAGGED_MIN - length, 0))
-        route = self._policy.route(source, headers(batch, first, count))
+        route = self._policy.route_all(source, headers(batch, first, count))
         if shortest < FRAME_MIN or max(lengths) > FRAME_MAX:
             route = self._refuse(route, lengths)
         if route is HOST:
@@ -351,9 +353,9 @@ class NetnodeStream(Stream):
             self._hang_up(next(iter(self._half_open.values())), "too many connections without a request")
         half = _HalfOpen(control, time.monotonic() + HANDSHAKE_TIMEOUT)
         self._half_open[control.fileno()] = half
-        self._watch(control, lambda _: self._request_in(half))
+        self._watch(control, partial(self._request_in, half))
 
-    def _request_in(self, half: _HalfOpen) -> None:
+    def _request_in(self, half: _HalfOpen, batch: Batch) -> None:
         try:
             heard = half.control.recv(REQUEST_MAX)
         except BlockingIOError:
@@ -391,8 +393,8 @@ class NetnodeStream(Stream):
         del self._half_open[control.fileno()]
         self._ports[port.fd] = port
         self._policy.join(port)
-        self._handlers[control.fileno()] = lambda batch: self._stream_in(port, batch)
-        self._watch(data, lambda batch: self._data_in(port, batch))
+        self._handlers[control.fileno()] = partial(self._stream_in, port)
+        self._watch(data, partial(self._data_in, port))
 
     def _stream_in(self, port: Port, batch: Batch) -> None:
         """A plugged client has nothing to say any more, except the rest of a long description, and its end."""
