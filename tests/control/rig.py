@@ -92,7 +92,7 @@ def looks(host: Namespace) -> dict[str, Any]:
         "routes": host.ip("route") + host.ip("-6 route"),
         "groups": host.run("cat", "/proc/net/igmp").stdout,
         "sockets": host.run("ss", "-Hlanup").stdout,
-        "tc": host.run("tc", "filter", "show").stdout,
+        "tc": host.run("tc", "qdisc").stdout,
     }
 
 

@@ -10,6 +10,7 @@ Nothing here knows of sockets to clients: the server hands requests in and takes
 
 from __future__ import annotations
 
+import pwd
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -48,7 +49,7 @@ class Plug:
         return {
             "id": self.id,
             "pid": asked.pid,
-            "user": asked.user,
+            "user": _user(self.uid),
             "vnls": list(asked.vnls),
             "since": self.since,
             "switch": self.switch,
@@ -294,6 +295,13 @@ class Model:
     def unplug_all(self) -> None:
         for plug in list(self.plugs.values()):
             self.unplug(plug)
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def _fd(fds: list[int], index: int | None) -> int:

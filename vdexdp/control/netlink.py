@@ -26,6 +26,7 @@ from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 from vdexdp.errors import HostError, RequestError
 
 ARPHRD_ETHER: Final = 1
+ETH_P_ALL: Final = 3
 IFF_UP: Final = 1
 XDP_BASIC: Final = 1
 XDP_REDIRECT: Final = 2
@@ -219,13 +220,13 @@ class Netlink:
             if created:
                 self._route.tc("add", "clsact", index=ifindex)
             self._route.tc(
-                "replace",
+                "replace-filter",
                 "bpf",
                 index=ifindex,
                 handle=CLSACT_HANDLE,
                 parent=CLSACT_PARENT[direction],
                 prio=CLSACT_PRIORITY,
-                protocol=socket.ntohs(3),  # ETH_P_ALL
+                protocol=ETH_P_ALL,
                 fd=program,
                 name=CLSACT_NAME,
                 direct_action=True,
@@ -234,23 +235,24 @@ class Netlink:
             if created:
                 self._clsact_remove_if_empty(ifindex)
             raise HostError(f"interface {ifindex}", f"clsact refused: {error}") from error
-        return Clsact(ifindex, direction)
+        return Clsact(ifindex, direction, created)
 
     def clsact_detach(self, clsact: Clsact) -> None:
         """Remove our filter, and the qdisc if nobody else uses it.  Missing is fine."""
         try:
             self._route.tc(
-                "del",
+                "del-filter",
                 "bpf",
                 index=clsact.ifindex,
                 handle=CLSACT_HANDLE,
                 parent=CLSACT_PARENT[clsact.direction],
                 prio=CLSACT_PRIORITY,
-                protocol=socket.ntohs(3),
+                protocol=ETH_P_ALL,
             )
         except NetlinkError:
             pass
-        self._clsact_remove_if_empty(clsact.ifindex)
+        if clsact.alone:
+            self._clsact_remove_if_empty(clsact.ifindex)
 
     def clsact_leftovers(self) -> list[Clsact]:
         """Filters of ours, whoever attached them: what a killed daemon leaves on kernels without tcx."""
@@ -284,10 +286,11 @@ CLSACT_NAME: Final = "vdexdp"
 
 @dataclass(frozen=True)
 class Clsact:
-    """Our filter at one side of one interface."""
+    """Our filter at one side of one interface; ``alone``: the qdisc goes with it, if nobody else has a filter there."""
 
     ifindex: int
     direction: Literal["ingress", "egress"]
+    alone: bool = True
 
 
 def _link_info(found: Any) -> LinkInfo:

@@ -22,6 +22,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 from vdexdp import __version__
@@ -264,6 +265,7 @@ class Server:
             return Reply(self._hello())
         if op == "plug":
             asked = PlugRequest.from_json(body)
+            asked = replace(asked, pid=client.peer.pid or asked.pid)  # 0: the caller is in another PID namespace
             authorize(client.peer, asked.ends)
             return self._plug(client, asked, message)
         authorize(client.peer, ())
