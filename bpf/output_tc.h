@@ -162,32 +162,38 @@ static __always_inline __u32 fill_inner(__u8 *to, const struct eth *eth, const s
 	return at + 2;
 }
 
-/*
- * Sum of the inner frame, as the outer UDP checksum wants it, before encapsulation.  `inner` is the Ethernet header with tags as it will be
- * written; the rest is summed from the skb.  A TCP, UDP checksum field that holds just the pseudo-header's sum is one that
- * the kernel or the NIC will fill in: from there on the frame will sum up to the complement of that (local checksum
- * offload, Documentation/networking/checksum-offloads.rst).
- */
 #define SUM_BLOCK 128 /* bytes; a power of two */
 
+/*
+ * Sum of the frame as the outer UDP checksum wants it, before anything is done to the skb; a tag in its metadata counts as the
+ * four bytes that it will be.  A TCP or UDP checksum field that holds just the pseudo-header's sum is one that the kernel or the NIC will
+ * fill in: from there on the frame will sum up to the complement of that (local checksum offload,
+ * Documentation/networking/checksum-offloads.rst).
+ */
 static __always_inline __u64 sum_frame(struct __sk_buff *skb)
 {
-	__u64 sum = 0, pseudo = 0;
-	__u32 at = ETH_LEN, end = skb->len, l4 = 0, blocks;
-	__u64 left;
-	__u8 proto = 0;
+	__u32 end = skb->len, l3 = ETH_LEN, l4 = 0, blocks;
 	__u32 word[SUM_BLOCK / 4];
+	__be16 type = (__be16)skb->protocol;
+	__u64 left, sum = 0, pseudo = 0;
+	__u8 proto = 0;
 	int i;
 
-	if (skb->protocol == PROTO_IP && !skb_load_bytes(skb, ETH_LEN, word, 20)) {
+	if (skb->vlan_present)
+		sum += (__u64)(__be16)skb->vlan_proto + swap16(skb->vlan_tci);
+#pragma unroll
+	for (i = 0; i < MAX_TAGS - 1; i++)
+		if (is_vlan(type) && !skb_load_bytes(skb, l3 + 2, &type, 2))
+			l3 += 4;
+	if (type == PROTO_IP && !skb_load_bytes(skb, l3, word, 20)) {
 		struct ip4 *ip = (void *)word;
 
 		if (ip->version_ihl == 0x45 && !(ip->frag & swap16(0x3fff))) {
 			proto = ip->proto;
 			pseudo = (__u64)ip->src + ip->dst + swap16(swap16(ip->len) - 20) + swap16(proto);
-			l4 = ETH_LEN + 20;
+			l4 = l3 + 20;
 		}
-	} else if (skb->protocol == PROTO_IPV6 && !skb_load_bytes(skb, ETH_LEN, word, 40)) {
+	} else if (type == PROTO_IPV6 && !skb_load_bytes(skb, l3, word, 40)) {
 		struct ip6 *ip = (void *)word;
 
 		proto = ip->proto;
@@ -195,41 +201,29 @@ static __always_inline __u64 sum_frame(struct __sk_buff *skb)
 		for (i = 2; i < 10; i++)
 			pseudo += word[i];
 		pseudo += (__u64)ip->len + swap16(proto);
-		l4 = ETH_LEN + 40;
+		l4 = l3 + 40;
 	}
-	if (l4 && (proto == L4_TCP || proto == L4_UDP)) {
+	if (proto == L4_TCP || proto == L4_UDP) {
 		__u16 check = 0, expected = csum_fold(pseudo);
 
 		skb_load_bytes(skb, l4 + (proto == L4_TCP ? 16 : 6), &check, 2);
 		if (check && check == expected) {
-			sum = (__u16)~expected;
+			sum += (__u16)~expected;
 			end = l4;
 		}
 	}
 	/* Nothing that the loop leaves behind is used after it, or the verifier would walk the rest once for every exit. */
-	blocks = (end - at) / SUM_BLOCK;
-	for (i = 0; i <= FRAME_MAX / SUM_BLOCK; i++) {
-		if (i >= blocks || skb_load_bytes(skb, ETH_LEN + SUM_BLOCK * i, word, SUM_BLOCK))
+	blocks = end / SUM_BLOCK;
+	for (i = 0; i <= (FRAME_MAX + 4) / SUM_BLOCK; i++) {
+		if (i >= blocks || skb_load_bytes(skb, SUM_BLOCK * i, word, SUM_BLOCK))
 			break;
 		sum += (__u32)csum_diff(NULL, 0, word, SUM_BLOCK, 0);
 	}
-	left = (end - at) & (SUM_BLOCK - 1);
+	left = end & (SUM_BLOCK - 1);
 	OPAQUE(left);
 	__builtin_memset(word, 0, SUM_BLOCK);
-	if (left && !skb_load_bytes(skb, at + SUM_BLOCK * blocks, word, left))
+	if (left && !skb_load_bytes(skb, SUM_BLOCK * blocks, word, left))
 		sum += (__u32)csum_diff(NULL, 0, word, SUM_BLOCK, 0);
-	return sum;
-}
-
-static __always_inline __u64 sum_inner(const __u8 *inner, __u32 len)
-{
-	__u64 sum = 0;
-	int i;
-
-#pragma unroll
-	for (i = 0; i < ETH_LEN + 4 * MAX_TAGS; i += 2)
-		if (i < len)
-			sum += *(__u16 *)(inner + i);
 	return sum;
 }
 
@@ -252,11 +246,14 @@ static __always_inline int send_tunnel(struct __sk_buff *skb, const struct tunne
 	__u64 room, sum = 0;
 	struct tags tags;
 	struct eth eth;
-	int exception = -1, copy_local;
-	__be16 proto;
+	__be16 proto, outer_proto = v6 ? PROTO_IPV6 : PROTO_IP;
+	int exception = -1;
 
 	if (!c) /* never: every tunnel has its slot; said once here, it halves the verifier's work */
 		return VERDICT_DROP;
+	/* First of all, where the verifier knows of one state only: its loop is walked once for each. */
+	if (v6 && !skb->gso_size && !(endpoint_flags & FDB_F_ZERO_CSUM))
+		sum = sum_frame(skb);
 	if (pop_tags(skb, &tags))
 		return count_drop(c, DROP_TAGS);
 	if (load_eth(skb, &eth))
@@ -281,8 +278,6 @@ static __always_inline int send_tunnel(struct __sk_buff *skb, const struct tunne
 		exception = EXC_CSUM6;
 
 	proto = (__be16)skb->protocol;
-	if (v6 && exception < 0 && !(endpoint_flags & FDB_F_ZERO_CSUM))
-		sum = sum_frame(skb);
 	if (skb->len < ENCAP_MIN) {
 		/* Nothing in it can be offloaded.  Marked as encapsulated, it could not be taken out again: see decap(). */
 		room = ROOM_FIXED_GSO;
@@ -291,18 +286,23 @@ static __always_inline int send_tunnel(struct __sk_buff *skb, const struct tunne
 		room |= v6 ? ROOM_ENCAP_L3_IPV6 : ROOM_ENCAP_L3_IPV4;
 		room |= ROOM_ENCAP_L2(ETH_LEN + 4 * tags.count);
 	}
-	if (proto != PROTO_IP && proto != PROTO_IPV6 && set_protocol(skb, v6 ? PROTO_IPV6 : PROTO_IP))
+	if (proto != PROTO_IP && proto != PROTO_IPV6 && set_protocol(skb, outer_proto))
 		return count_drop(c, DROP_NO_ROOM);
 	/* A header of constant length keeps the stores below checkable for old verifiers. */
 	inner_len = ETH_LEN + 4 * tags.count;
 	if (skb_adjust_room(skb, outer_len + 4 * tags.count, ROOM_MAC, room)) {
-		/* A guest's own tunnel, not segmented yet: let the exception tap segment it, it comes back as plain frames. */
-		if (skb->gso_size && f->path != PATH_EXCEPTION && !push_tags(skb, &tags) &&
-		    !skb_vlan_push(skb, swap16(BOUNCE_TPID), f->in)) {
+		/*
+		 * A guest's own tunnel: the skb is marked as encapsulated already.  A super-packet goes to the exception tap, which segments
+		 * it, and comes back as plain frames; for those, room without a second mark is enough.
+		 */
+		if (skb->gso_size) {
+			if (f->path == PATH_EXCEPTION || push_tags(skb, &tags) || skb_vlan_push(skb, swap16(BOUNCE_TPID), f->in))
+				return count_drop(c, DROP_NO_ROOM);
 			c->exceptions[EXC_NESTED]++;
 			return redirect(t->exception, 0);
 		}
-		return count_drop(c, DROP_NO_ROOM);
+		if (set_protocol(skb, outer_proto) || skb_adjust_room(skb, outer_len + 4 * tags.count, ROOM_MAC, ROOM_FIXED_GSO))
+			return count_drop(c, DROP_NO_ROOM);
 	}
 
 	if (v6) {
@@ -313,7 +313,7 @@ static __always_inline int send_tunnel(struct __sk_buff *skb, const struct tunne
 		if (exception < 0 && !(endpoint_flags & FDB_F_ZERO_CSUM)) {
 			__u16 check;
 
-			sum += sum_headers6(h) + sum_inner(space + HEADERS_PAD + OUTER6_LEN, inner_len);
+			sum += sum_headers6(h);
 			check = ~csum_fold(sum);
 			h->udp.check = check ? check : 0xffff;
 		}
