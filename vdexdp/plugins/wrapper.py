@@ -29,6 +29,14 @@ class WrapperStream(Stream):
     def drops(self, drops: Counter[str]) -> None:
         self.inner.drops = drops
 
+    @property
+    def stalled(self) -> bool:
+        return self.inner.stalled
+
+    @stalled.setter
+    def stalled(self, stalled: bool) -> None:
+        self.inner.stalled = stalled
+
     def readers(self) -> Sequence[int]:
         return self.inner.readers()
 
