@@ -29,7 +29,7 @@ from tests.legacy import BROADCAST, Client, Node, clients, connect, frame, mac, 
 from vdexdp.cable import Cable
 from vdexdp.errors import HostError, PrivilegeError, RequestError, VnlError
 from vdexdp.lab import wait_until
-from vdexdp.plugins import netnode, registry
+from vdexdp.plugins import reception, registry
 from vdexdp.plugins.base import FRAME_MAX, Batch, OpenContext
 from vdexdp.plugins.null import NullStream
 
@@ -397,8 +397,8 @@ def test_garbage_on_the_control_socket(switch: Node, garbage: bytes) -> None:
 
 
 def test_silent_clients_are_few_and_not_for_ever(switch: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(netnode, "HANDSHAKE_TIMEOUT", 0.5)
-    silent = [connect(switch.directory) for _ in range(netnode.HALF_OPEN_MAX)]
+    monkeypatch.setattr(reception, "HANDSHAKE_TIMEOUT", 0.5)
+    silent = [connect(switch.directory) for _ in range(reception.HALF_OPEN_MAX)]
     silent[-1].sendall(request_v3("/x")[:50])
     time.sleep(0.1)
     with clients(switch, 2) as members:  # each of them closes the oldest
@@ -496,7 +496,7 @@ def test_a_thousand_clients_come_and_go(switch: Node) -> None:
 
 def test_out_of_descriptors(switch: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """New clients wait, those that are plugged go on, and the node says what is wrong."""
-    monkeypatch.setattr(netnode, "_PAUSE", 0.2)
+    monkeypatch.setattr(reception, "PAUSE", 0.2)
     with clients(switch, 2) as members:
         introduce(members, switch)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -7,35 +7,23 @@ the rest.  To the cable a node is one stream, the *host's* end of it: what the c
 batch and sent on from there, as many at once as there are, without a copy.
 
 One client can't harm another.  The node never waits for anybody: a client that does not read loses its frames, and
-they are counted.  A connection that asks for nothing, or for nonsense, is closed (after HANDSHAKE_TIMEOUT at the
-latest), and only HALF_OPEN_MAX of them are kept, the newest.  A client names its data socket by a path, which is
-proved to be its own before it is connected to: else it could make a node that runs as root send to any socket of the
-system.  Where descriptors run out, no new client is taken for a second, and those that are plugged go on.
-
-Names and modes are those of stock's netnode: ``fdN`` is the data socket of the client whose stream is descriptor N.
-Port numbers mean nothing to a node; a client that asks for one, 0 included, gets a port like any other.  The request
-may be of version 1 or 3, as for vde_switch.
+they are counted.  ``vdexdp.plugins.reception`` keeps those at a distance who are not clients yet.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import select
 import socket
-import struct
-import sys
 import time
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from vdexdp.errors import ProtocolError, RequestError
+from vdexdp.errors import RequestError
 from vdexdp.plugins.base import (
-    BATCH,
     FRAME_MAX,
     FRAME_MIN,
     Batch,
@@ -59,9 +47,10 @@ from vdexdp.plugins.forwarding import (
     headers,
 )
 from vdexdp.plugins.mmsg import Vector, keep, reason, receive, transmit
+from vdexdp.plugins.reception import Client, Reception, Watch
 from vdexdp.plugins.sockdir import SocketDirectory, unlink
 from vdexdp.vnl import group, group_id, integer, mode
-from vdexdp.wire.control3 import REQUEST_MAX, Request, decode_request, encode_reply
+from vdexdp.wire.control3 import REQUEST_MAX
 
 STANDARD_PATH: Final = "/tmp/vdenode_"
 """With the user's name behind it, the directory of a node that was given none."""
@@ -69,21 +58,9 @@ STANDARD_PATH: Final = "/tmp/vdenode_"
 MODE: Final = 0o600
 DIRECTORY_MODE: Final = 0o2700
 
-HANDSHAKE_TIMEOUT: Final = 5.0
-"""Seconds that a client has for its request."""
-
-HALF_OPEN_MAX: Final = 32
-"""Connections without a request; one more closes the oldest."""
-
-SEND_BUFFER: Final = 1 << 19
-"""Bytes asked for each client; the kernel doubles them, and gives at most net.core.wmem_max without privilege."""
-
 _TAGGED_MIN = FRAME_MIN + 4
-_PAUSE = 1.0  # seconds without accepting when descriptors have run out
 _ROUNDS = 16  # looks for input in one recv, so that the pump's other direction gets its turn
 _BATCHES_MAX = 4
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_UCRED = struct.Struct("=iII")
 _NEVER_FATAL: Final[frozenset[int]] = frozenset()
 
 
@@ -105,22 +82,15 @@ class NodeSpec:
 class Port(Station):
     """A client: its stream and the two ends of its datagrams."""
 
-    def __init__(self, control: socket.socket, data: socket.socket, name: str, request: Request) -> None:
-        self.control = control
-        self.data = data
-        self.fd = data.fileno()
-        self.name = name
-        self.description = request.description
-        self.spoken = 0
+    def __init__(self, client: Client) -> None:
+        self.control = client.control
+        self.data = client.data
+        self.fd = client.data.fileno()
+        self.name = client.name
+        self.description = client.description
+        self.spoken = 0  # bytes on the stream after the request
         self.busy = False  # the last look found several frames
         self.turn = 0  # the last recv in which frames were looked for
-
-
-@dataclass
-class _HalfOpen:
-    control: socket.socket
-    deadline: float
-    heard: bytes = b""
 
 
 class _Vectors:
@@ -138,18 +108,14 @@ class NetnodeStream(Stream):
     def __init__(self, spec: NodeSpec, context: OpenContext, policy: Policy) -> None:
         super().__init__()
         self._policy = policy
-        self._verbose = context.verbose
         self._ports: dict[int, Port] = {}
-        self._half_open: dict[int, _HalfOpen] = {}
-        self._paused_until = 0.0
         self._turn = 0
         self._spare: Batch | None = None
         self._ready: deque[int] = deque()
         self._vectors: dict[int, _Vectors] = {}
-        self._handlers: dict[int, Callable[[Batch], object]] = {}
-        self._epoll = select.epoll()
+        self._watch = Watch()
         self._directory = _directory(spec, context)
-        self._watch(self._directory.listener, self._accept)
+        self._reception = Reception(self._directory, self._watch, self._plug, verbose=context.verbose)
 
     @property
     def ports(self) -> Sequence[Port]:
@@ -162,30 +128,28 @@ class NetnodeStream(Stream):
         return self._directory.path
 
     def readers(self) -> Sequence[int]:
-        return (self._epoll.fileno(),)
+        return (self._watch.fileno(),)
 
     def timeout(self) -> float | None:
-        ends = [half.deadline for half in self._half_open.values()]
-        if self._paused_until:
-            ends.append(self._paused_until)
-        return max(min(ends) - time.monotonic(), 0.0) if ends else None
+        deadline = self._reception.deadline()
+        return None if deadline is None else max(deadline - time.monotonic(), 0.0)
 
     def recv(self, batch: Batch) -> None:
         ready = self._ready
         self._turn += 1
         for _ in range(_ROUNDS):
             if not ready:
-                ready.extend([fd for fd, _ in self._epoll.poll(0, BATCH)])
+                ready.extend(self._watch.ready())
                 if not ready:
                     break
             while ready and not batch.full:
-                handler = self._handlers.get(ready.popleft())
+                handler = self._watch.handler(ready.popleft())
                 if handler is not None:
                     handler(batch)
             if batch.count:
                 break
-        if self._half_open or self._paused_until:
-            self._expire()
+        if self._reception.deadline() is not None:
+            self._reception.expire()
 
     def chores(self) -> Sequence[int]:
         # Clients go on talking to each other while the host is too slow for its frames.
@@ -205,15 +169,14 @@ class NetnodeStream(Stream):
         return count
 
     def fault(self) -> str:
-        return "no descriptors left for new clients" if self._paused_until else ""
+        return "no descriptors left for new clients" if self._reception.exhausted else ""
 
     def close(self) -> None:
         for port in self.ports:
             self._leave(port)
-        for half in list(self._half_open.values()):
-            self._hang_up(half)
+        self._reception.close()
         self._directory.close()
-        self._epoll.close()
+        self._watch.close()
 
     # Frames
 
@@ -337,64 +300,12 @@ class NetnodeStream(Stream):
 
     # Clients
 
-    def _accept(self, batch: Batch) -> None:
-        try:
-            control, _ = self._directory.listener.accept()
-        except (BlockingIOError, ConnectionAbortedError, InterruptedError):
-            return
-        except OSError as error:
-            if error.errno not in _EXHAUSTED:
-                raise
-            self._epoll.unregister(self._directory.listener.fileno())
-            self._paused_until = time.monotonic() + _PAUSE
-            return
-        control.setblocking(False)
-        if len(self._half_open) >= HALF_OPEN_MAX:
-            self._hang_up(next(iter(self._half_open.values())), "too many connections without a request")
-        half = _HalfOpen(control, time.monotonic() + HANDSHAKE_TIMEOUT)
-        self._half_open[control.fileno()] = half
-        self._watch(control, partial(self._request_in, half))
-
-    def _request_in(self, half: _HalfOpen, batch: Batch) -> None:
-        try:
-            heard = half.control.recv(REQUEST_MAX)
-        except BlockingIOError:
-            return
-        except OSError:
-            heard = b""
-        half.heard += heard
-        try:
-            request = decode_request(half.heard)
-            if request is not None:
-                self._plug(half, request)
-            elif not heard or len(half.heard) >= REQUEST_MAX:
-                self._hang_up(half)
-        except (ProtocolError, OSError) as error:
-            self._hang_up(half, str(error))
-
-    def _plug(self, half: _HalfOpen, request: Request) -> None:
-        """Give the client its port.  Raises ProtocolError and OSError."""
-        control = half.control
-        data = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        name = ""
-        try:
-            data.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-            _connect_own(data, request.path, control)
-            stale = os.path.join(self.path, f"fd{control.fileno()}")
-            unlink(stale)
-            name = self._directory.bind(data, os.path.basename(stale))
-            control.send(encode_reply(name))
-        except BaseException:
-            data.close()
-            if name:
-                unlink(name)
-            raise
-        port = Port(control, data, name, request)
-        del self._half_open[control.fileno()]
+    def _plug(self, client: Client) -> None:
+        port = Port(client)
         self._ports[port.fd] = port
         self._policy.join(port)
-        self._handlers[control.fileno()] = partial(self._stream_in, port)
-        self._watch(data, partial(self._data_in, port))
+        self._watch.tell(port.control, partial(self._stream_in, port))
+        self._watch.add(port.data, partial(self._data_in, port))
 
     def _stream_in(self, port: Port, batch: Batch) -> None:
         """A plugged client has nothing to say any more, except the rest of a long description, and its end."""
@@ -416,36 +327,13 @@ class NetnodeStream(Stream):
         self._leave(port)
 
     def _leave(self, port: Port) -> None:
-        self._unwatch(port.data)
-        self._unwatch(port.control)
+        self._watch.remove(port.data)
+        self._watch.remove(port.control)
         del self._ports[port.fd]
         self._policy.forget(port)
         unlink(port.name)
         port.data.close()
         port.control.close()
-
-    def _hang_up(self, half: _HalfOpen, why: str = "") -> None:
-        if why and self._verbose:
-            print(f"{self.path}: refused a client: {why}", file=sys.stderr)
-        self._unwatch(half.control)
-        del self._half_open[half.control.fileno()]
-        half.control.close()
-
-    def _expire(self) -> None:
-        now = time.monotonic()
-        for half in [half for half in self._half_open.values() if half.deadline <= now]:
-            self._hang_up(half, f"no request within {HANDSHAKE_TIMEOUT:g} s")
-        if self._paused_until and self._paused_until <= now:
-            self._paused_until = 0.0
-            self._epoll.register(self._directory.listener.fileno(), select.EPOLLIN)
-
-    def _watch(self, end: socket.socket, handler: Callable[[Batch], object]) -> None:
-        self._epoll.register(end.fileno(), select.EPOLLIN)
-        self._handlers[end.fileno()] = handler
-
-    def _unwatch(self, end: socket.socket) -> None:
-        self._epoll.unregister(end.fileno())
-        del self._handlers[end.fileno()]
 
 
 class NetnodePlugin(Plugin):
@@ -507,22 +395,3 @@ def _user() -> str:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return f"u{os.geteuid()}"
-
-
-def _connect_own(data: socket.socket, path: str, control: socket.socket) -> None:
-    """Connect to the data socket that a client has named, if it belongs to the client.  Raises ProtocolError and
-    OSError.
-
-    The proof and the connection are about the same inode, however the path changes meanwhile.
-    """
-    if not path or path.startswith("\0"):
-        raise ProtocolError("control socket", "the client's data socket has no name in the file system")
-    _, uid, _ = _UCRED.unpack(control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    inode = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    try:
-        owner = os.fstat(inode).st_uid
-        if uid not in (0, owner):
-            raise ProtocolError(path, f"belongs to user {owner}, but the client is user {uid}")
-        data.connect(f"/proc/self/fd/{inode}")
-    finally:
-        os.close(inode)
