@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import resource
+import signal
 import sys
 
 from vdexdp.control.netlink import Netlink
@@ -37,6 +38,10 @@ def run(*, auto: bool = False, verbose: bool = False) -> None:
     server = Server(auto=auto, verbose=verbose)
     if not server.awaited and (removed := remove_leftovers(server.netlink)):
         print(f"vdexdp: removed {removed} filters that an earlier daemon left", file=sys.stderr, flush=True)
-    if not auto:
-        server.prepare()
-    server.run()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # while programs are loaded, or compiled by children
+    try:
+        if not auto:
+            server.prepare()
+        server.run()
+    finally:
+        server.close()

@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from vdexdp.control.dataplane import Dataplane, Link
 from vdexdp.control.netlink import Netlink
@@ -46,10 +46,10 @@ class Host:
         except KernelFeatureError:
             if point.endswith("_xdp") or self.dataplane.features.tcx:
                 raise
-        direction = "egress" if point.endswith("_egress") else "ingress"
-        filter_ = self.netlink.clsact_attach(
-            ifindex, "egress" if direction == "egress" else "ingress", self.dataplane.program(point)
-        )
+        direction: Literal["ingress", "egress"] = "egress" if point.endswith("_egress") else "ingress"
+        # On a device that is both, the uplink's program has to see frames before the port's takes them all.
+        slot = 0 if point.startswith("port_") else 1
+        filter_ = self.netlink.clsact_attach(ifindex, direction, self.dataplane.program(point), slot)
         return Link(-1, point, ifindex, lambda: self.netlink.clsact_detach(filter_))
 
     def adopt_link(self, fd: int | None, ifindex: int, point: str) -> Link:

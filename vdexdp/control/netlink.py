@@ -12,7 +12,6 @@ import fcntl
 import ipaddress
 import socket
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -210,10 +209,12 @@ class Netlink:
 
     # Kernels without tcx: a clsact qdisc with a direct-action cls_bpf filter of ours.
 
-    def clsact_attach(self, ifindex: int, direction: Literal["ingress", "egress"], program: int) -> Clsact:
+    def clsact_attach(
+        self, ifindex: int, direction: Literal["ingress", "egress"], program: int, slot: int = 0
+    ) -> Clsact:
         """Attach a tc program by descriptor in place of ours before, if any, adding the qdisc where it is missing.
 
-        Raises HostError.
+        ``slot`` tells several filters of ours on one side apart; the highest runs first.  Raises HostError.
         """
         created = not any(q.get_attr("TCA_KIND") == "clsact" for q in self._route.get_qdiscs(index=ifindex))
         try:
@@ -225,7 +226,7 @@ class Netlink:
                 index=ifindex,
                 handle=CLSACT_HANDLE,
                 parent=CLSACT_PARENT[direction],
-                prio=CLSACT_PRIORITY,
+                prio=CLSACT_PRIORITY - slot,
                 protocol=ETH_P_ALL,
                 fd=program,
                 name=CLSACT_NAME,
@@ -235,7 +236,7 @@ class Netlink:
             if created:
                 self._clsact_remove_if_empty(ifindex)
             raise HostError(f"interface {ifindex}", f"clsact refused: {error}") from error
-        return Clsact(ifindex, direction, created)
+        return Clsact(ifindex, direction, slot, created)
 
     def clsact_detach(self, clsact: Clsact) -> None:
         """Remove our filter, and the qdisc if nobody else uses it.  Missing is fine."""
@@ -246,7 +247,7 @@ class Netlink:
                 index=clsact.ifindex,
                 handle=CLSACT_HANDLE,
                 parent=CLSACT_PARENT[clsact.direction],
-                prio=CLSACT_PRIORITY,
+                prio=CLSACT_PRIORITY - clsact.slot,
                 protocol=ETH_P_ALL,
             )
         except NetlinkError:
@@ -259,20 +260,23 @@ class Netlink:
         found: list[Clsact] = []
         for qdisc in self._route.get_qdiscs():
             if qdisc.get_attr("TCA_KIND") == "clsact":
-                for direction in ("ingress", "egress"):
-                    if any(name == CLSACT_NAME for name in self._filters(qdisc["index"], CLSACT_PARENT[direction])):
-                        found.append(Clsact(qdisc["index"], "ingress" if direction == "ingress" else "egress"))
+                found += self._ours(qdisc["index"], "ingress") + self._ours(qdisc["index"], "egress")
         return found
 
-    def _filters(self, ifindex: int, parent: int) -> Iterator[str]:
-        for item in self._route.get_filters(index=ifindex, parent=parent):
-            options = item.get_attr("TCA_OPTIONS")
-            name = options.get_attr("TCA_BPF_NAME") if options is not None else None
-            yield str(name or "")
+    def _ours(self, ifindex: int, direction: Literal["ingress", "egress"]) -> list[Clsact]:
+        slots = [
+            CLSACT_PRIORITY - (item["info"] >> 16)
+            for item in self._filters(ifindex, CLSACT_PARENT[direction])
+            if (options := item.get_attr("TCA_OPTIONS")) is not None and options.get_attr("TCA_BPF_NAME") == CLSACT_NAME
+        ]
+        return [Clsact(ifindex, direction, slot) for slot in slots]
+
+    def _filters(self, ifindex: int, parent: int) -> list[Any]:
+        return list(self._route.get_filters(index=ifindex, parent=parent))
 
     def _clsact_remove_if_empty(self, ifindex: int) -> None:
         try:
-            if not any(list(self._filters(ifindex, parent)) for parent in CLSACT_PARENT.values()):
+            if not any(self._filters(ifindex, parent) for parent in CLSACT_PARENT.values()):
                 self._route.tc("del", "clsact", index=ifindex)
         except NetlinkError:
             pass
@@ -290,6 +294,7 @@ class Clsact:
 
     ifindex: int
     direction: Literal["ingress", "egress"]
+    slot: int = 0
     alone: bool = True
 
 

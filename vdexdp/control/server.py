@@ -58,7 +58,7 @@ COMMON_POINTS: Final = ("port_ingress", "port_egress", "uplink_ingress", "except
 
 
 class Server:
-    """One network namespace's daemon.  ``run`` returns when it is over."""
+    """One network namespace's daemon.  ``run`` returns when it is over; ``close`` it then."""
 
     def __init__(self, *, auto: bool = False, verbose: bool = False) -> None:
         self.auto = auto
@@ -104,7 +104,6 @@ class Server:
             signal.set_wakeup_fd(old)
             reader.close()
             writer.close()
-            self._close()
 
     def _guarded(self, handler: Callable[[], None]) -> None:
         try:
@@ -150,8 +149,8 @@ class Server:
         if self.leave_at is not None and now >= self.leave_at:
             self.running = False
 
-    def _close(self) -> None:
-        """Tell the plugs; with ``restart`` they keep their descriptors and wait for the next daemon."""
+    def close(self) -> None:
+        """Tell the plugs, and let go; with ``restart`` they keep their descriptors and wait for the next daemon."""
         plugged = [client for client in self.clients.values() if client.plug is not None]
         for client in plugged:
             self._send(client, {"event": "bye", "restart": self.restart})
@@ -288,7 +287,7 @@ class Server:
     def _show(self) -> Body:
         nothing: Body = {"kernel": os.uname().release, "plugs": [], "switches": [], "ports": [], "uplinks": []}
         shown = report.show(self.model) if self.model is not None else nothing | {"worker": {"running": False}}
-        return self._hello() | {"uptime": round(time.time() - self.since, 1)} | shown
+        return self._hello() | {"since": self.since, "uptime": round(time.time() - self.since, 1)} | shown
 
     def _model(self) -> Model:
         if self.model is None:
