@@ -17,9 +17,9 @@
 #include <linux/bpf.h>
 #endif
 
-#ifndef __always_inline
+/* The uapi headers define it as a mere inline. */
+#undef __always_inline
 #define __always_inline inline __attribute__((always_inline))
-#endif
 #ifndef NULL
 #define NULL ((void *)0)
 #endif

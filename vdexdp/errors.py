@@ -2,8 +2,8 @@
 """The exception tree.
 
 Every error that reaches a user names an *object*, a *cause* and, where there is one, the *next step*; it is printed
-as ``object: cause; next step``.  The class decides the exit status: 2 where the user has to change the request, 1 where the system
-refused it.
+as ``object: cause; next step``.  The class decides the exit status: 2 where the user has to change the request, 1
+where the system refused it.
 """
 
 from __future__ import annotations
