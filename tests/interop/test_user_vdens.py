@@ -57,7 +57,7 @@ def guest(host: Namespace, tool: tuple[str, ...], vnl: str, number: int, command
 def test_with_stock(host: Namespace, tmp_path: Path) -> None:
     """Two networks of one command each, ours and stock's, on one switch."""
     path = switch(host, tmp_path / "switch")
-    server = guest(host, (require_tool("vdens"),), f"vde://{path}", 2, "exec iperf3 -s --forceflush")
+    server = guest(host, (require_tool("vdens"),), f"vde://{path}", 2, "iperf3 -s -1 --forceflush; sleep 2")
     server.wait_output("listening")
     client = guest(
         host,
