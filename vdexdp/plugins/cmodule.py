@@ -148,6 +148,7 @@ class CModuleStream(Stream):
         self._conn: int | None = conn
         self._data: int = lib.vde_datafd(conn)
         self._control: int = lib.vde_ctlfd(conn)
+        self._hung_up = False
         self._poll = select.poll()
         for fd in self.readers():
             self._poll.register(fd, select.POLLIN)
@@ -169,9 +170,12 @@ class CModuleStream(Stream):
                 if code in (errno.EAGAIN, errno.EINTR):
                     return
                 raise HostError(self._vnl, f"its C module failed to receive: {os.strerror(code)}")
-            if got >= FRAME_MIN:
-                batch.lengths[batch.count] = min(got, FRAME_MAX)
-                batch.count += 1
+            if got < FRAME_MIN:
+                if self._hung_up:
+                    raise HangUp(f"{self._vnl}: hung up")
+                return
+            batch.lengths[batch.count] = min(got, FRAME_MAX)
+            batch.count += 1
 
     def send(self, batch: Batch, start: int = 0) -> int:
         for index in range(start, len(batch)):
@@ -195,9 +199,9 @@ class CModuleStream(Stream):
         for fd, events in self._poll.poll(0):
             if fd == self._control and fd != self._data:
                 raise HangUp(f"{self._vnl}: the other side has closed the connection")
-            if events & select.POLLIN:
-                readable = True
-            else:
+            readable = bool(events & select.POLLIN)
+            self._hung_up = bool(events & (select.POLLHUP | select.POLLERR | select.POLLNVAL))
+            if not readable:
                 raise HangUp(f"{self._vnl}: hung up")
         return readable
 
