@@ -4,26 +4,26 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from vdexdp.control.abi import K
 from vdexdp.control.model import Model
 from vdexdp.control.netlink import canonical
 from vdexdp.control.ports import Port
 from vdexdp.control.protocol import Body, take
-from vdexdp.control.tables import mac_bytes
+from vdexdp.control.tables import FdbCensus, mac_bytes
 from vdexdp.control.tunnels import Lac, Uplink
 from vdexdp.errors import RequestError
 
 
 def show(model: Model) -> Body:
     """Plugs, switches, ports, uplinks and the worker, with their counters."""
-    entries = Counter(row.switch for row in model.host.tables.fdb())
+    census = model.host.tables.fdb_census()
     if model.tunnels.exception is not None:
         model.worker_said(model.tunnels.exception.ask_stats())
-    switches = [_lac_switch(model, lac, entries[lac.switch]) for lac in model.tunnels.lacs.values()]
+    switches = [_lac_switch(model, lac, census) for lac in model.tunnels.lacs.values()]
     switches += [_cable_switch(model, switch) for switch in sorted(model.cables)]
     ports = [_port(model, port) for port in model.ports.all.values()]
     ports += [_tunnel_port(model, lac) for lac in model.tunnels.lacs.values()]
@@ -34,17 +34,19 @@ def show(model: Model) -> Body:
         "ports": sorted(ports, key=lambda one: one["index"]),
         "uplinks": [_uplink(model, uplink) for uplink in model.tunnels.uplinks.values()],
         "worker": _worker(model),
+        "fdb": {"used": census.slots, "size": K["MAX_FDB"]},
     }
 
 
-def _lac_switch(model: Model, lac: Lac, entries: int) -> Body:
+def _lac_switch(model: Model, lac: Lac, census: FdbCensus) -> Body:
     members = sorted(port.index for port in model.ports.all.values() if port.switch == lac.switch)
     return {
         "id": lac.switch,
         "mode": "switch",
         "name": lac.name,
         "expiry": lac.spec.expiry,
-        "fdb": entries,
+        "fdb": census.entries[lac.switch],
+        "peers": census.endpoints[lac.switch],
         "tunnel": lac.index,
         "ports": members,
         "local": lac.local,

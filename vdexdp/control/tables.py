@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -22,7 +23,16 @@ from vdexdp.control.sockets import text, words
 from vdexdp.errors import HostError, RequestError
 
 SECOND: Final = 1_000_000_000
-FDB_LIST_MAX: Final = 65536
+_COUNTERS: Final = {
+    "rx_frames": "frame_path",
+    "rx_bytes": "frame_path",
+    "tx_frames": "frame_path",
+    "tx_bytes": "frame_path",
+    "drops": "drop_reason",
+    "exceptions": "exception_reason",
+    "events": "event",
+}
+"""The arrays of ``struct counters``, all of __u64, and the enums that index them."""
 
 
 class MapLike(Protocol):
@@ -49,6 +59,19 @@ class FdbRow:
     age: float
     static: bool
     local: bool
+
+
+@dataclass(frozen=True)
+class FdbCensus:
+    """Entries and distinct tunnel endpoints by switch.  ``slots``: used of the map, what has expired included."""
+
+    entries: Counter[int]
+    endpoints: Counter[int]
+    slots: int
+
+
+Endpoint = tuple[bytes, int]
+"""Address and UDP port as in ``struct fdb_entry``."""
 
 
 def mac_text(mac: Iterable[int]) -> str:
@@ -158,14 +181,14 @@ class Tables:
 
         Reasons and events that never happened are left out.
         """
-        per_cpu = list(self.maps["counters"].lookup(index))
+        words = memoryview(bytes(self.maps["counters"].lookup(index))).cast("Q")
+        size = ctypes.sizeof(S["counters"]) // words.itemsize
+        sums = [sum(words[at::size]) for at in range(size)]
         found: dict[str, Any] = {}
-        paths = enum("frame_path")
-        for name in ("rx_frames", "rx_bytes", "tx_frames", "tx_bytes"):
-            found[name] = {row.label: sum(getattr(c, name)[row.value] for c in per_cpu) for row in paths}
-        for name, kind in (("drops", "drop_reason"), ("exceptions", "exception_reason"), ("events", "event")):
-            sums = {row.label: sum(getattr(c, name)[row.value] for c in per_cpu) for row in enum(kind)}
-            found[name] = {label: value for label, value in sums.items() if value}
+        for name, kind in _COUNTERS.items():
+            first = getattr(S["counters"], name).offset // words.itemsize
+            values = {row.label: sums[first + row.value] for row in enum(kind)}
+            found[name] = values if kind == "frame_path" else {label: value for label, value in values.items() if value}
         return found
 
     # Switches
@@ -251,34 +274,60 @@ class Tables:
     def fdb(self, switch: int | None = None) -> Iterator[FdbRow]:
         """Entries as they stand, expired and forgotten ones left out."""
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        infos: dict[int, Any] = {}
-        ports: dict[int, Any] = {}
-        generations = self.maps["generations"]
+        for key, entry, endpoint, live in self._fdb_judged(now):
+            if live and (switch is None or key.switch_id == switch):
+                yield FdbRow(
+                    switch=key.switch_id,
+                    vlan=key.vlan,
+                    mac=mac_text(key.mac),
+                    port=entry.port,
+                    endpoint=(text(list(entry.addr)), swap16(entry.udp_port)) if endpoint else None,
+                    age=max(0.0, (now - entry.last_seen) / SECOND),
+                    static=bool(entry.flags & K["FDB_F_STATIC"]),
+                    local=bool(entry.flags & K["FDB_F_LOCAL"]),
+                )
+
+    def fdb_census(self) -> FdbCensus:
+        """How many entries and distinct endpoints each switch has; about 3 µs for each entry."""
+        entries: Counter[int] = Counter()
+        endpoints: dict[int, set[Endpoint]] = {}
+        slots = 0
+        for key, _, endpoint, live in self._fdb_judged(time.clock_gettime_ns(time.CLOCK_MONOTONIC)):
+            slots += 1
+            if live:
+                switch = key.switch_id
+                entries[switch] += 1
+                if endpoint is not None:
+                    endpoints.setdefault(switch, set()).add(endpoint)
+        return FdbCensus(entries, Counter({switch: len(found) for switch, found in endpoints.items()}), slots)
+
+    def _fdb_judged(self, now: int) -> Iterator[tuple[Any, Any, Endpoint | None, bool]]:
+        """Every key and entry, the endpoint where it is behind a tunnel, and whether a program would still find it."""
+        static, tunnel = K["FDB_F_STATIC"], K["PORT_TUNNEL"]
+        switches: dict[int, tuple[int, int, int]] = {}
+        ports: dict[int, tuple[int, int, bool]] = {}
+        generations: dict[Endpoint, int] = {}
         for key, entry in self._fdb_items():
-            if switch is not None and key.switch_id != switch:
-                continue
-            info = infos.setdefault(key.switch_id, self.switch(key.switch_id))
-            port = ports.setdefault(entry.port, self.port(entry.port))
-            static = bool(entry.flags & K["FDB_F_STATIC"])
-            tunnel = port.kind == K["PORT_TUNNEL"]
-            if not info.mode or port.switch_id != key.switch_id:
-                continue
-            if not static:
-                generation = info.generation + port.generation
-                if tunnel:
-                    generation += generations.lookup(endpoint_slot(list(entry.addr), entry.udp_port)).value
-                if entry.generation != generation & 0xFFFFFFFF or now - entry.last_seen > info.expiry:
-                    continue
-            yield FdbRow(
-                switch=key.switch_id,
-                vlan=key.vlan,
-                mac=mac_text(key.mac),
-                port=entry.port,
-                endpoint=(text(list(entry.addr)), swap16(entry.udp_port)) if tunnel else None,
-                age=max(0.0, (now - entry.last_seen) / SECOND),
-                static=static,
-                local=bool(entry.flags & K["FDB_F_LOCAL"]),
-            )
+            switch, index = key.switch_id, entry.port
+            if switch not in switches:
+                info = self.switch(switch)
+                switches[switch] = (info.mode, info.generation, info.expiry)
+            if index not in ports:
+                port = self.port(index)
+                ports[index] = (port.switch_id, port.generation, port.kind == tunnel)
+            mode, generation, expiry = switches[switch]
+            owner, port_generation, tunnelled = ports[index]
+            endpoint = (bytes(entry.addr), entry.udp_port) if tunnelled else None
+            live = bool(mode) and owner == switch
+            if live and not entry.flags & static:
+                generation += port_generation
+                if endpoint is not None:
+                    if endpoint not in generations:
+                        slot = endpoint_slot(list(entry.addr), entry.udp_port)
+                        generations[endpoint] = self.maps["generations"].lookup(slot).value
+                    generation += generations[endpoint]
+                live = entry.generation == generation & 0xFFFFFFFF and now - entry.last_seen <= expiry
+            yield key, entry, endpoint, live
 
     def _fdb_items(self) -> Iterator[tuple[Any, Any]]:
         try:
