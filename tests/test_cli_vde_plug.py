@@ -174,6 +174,21 @@ def test_signals_end_it_and_unwind(number: signal.Signals, tmp_path: Path) -> No
     assert not pidfile.exists()
 
 
+def test_counters_on_request_and_at_the_end() -> None:
+    with started("-v", "-", "null://") as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(GREETING + (b"\0\x3c" + bytes(60)) * 5 + b"\0\2ab")
+        process.stdin.flush()
+        time.sleep(0.2)
+        process.send_signal(signal.SIGUSR1)
+        line = process.stderr.readline().decode()
+        assert "5 frames, 300 bytes to the right, 0 frames, 0 bytes to the left; lost at the left end: 1 runt" in line
+        process.stdin.close()
+        assert process.wait(5) == 0
+        assert "standard input was closed; 5 frames" in process.stderr.readline().decode()
+
+
 def test_nohup_is_respected() -> None:
     process = subprocess.Popen(
         ["nohup", *PLUG, "null://"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

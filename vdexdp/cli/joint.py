@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 from collections.abc import Callable
+from signal import SIGUSR1
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
@@ -21,7 +23,7 @@ from vdexdp.plugins.registry import End
 from vdexdp.signals import received
 
 if TYPE_CHECKING:
-    from vdexdp.cable import Cable
+    from vdexdp.cable import Cable, Ending
     from vdexdp.control.client import Plug
 
 Accel = Literal["auto", "require", "off"]
@@ -84,6 +86,7 @@ class Joint:
             except HostError as error:
                 if self.accel == "require":
                     raise
+                self._unplug()
                 self._open_user(f"no kernel path: {error}")
         except BaseException:
             self.close()
@@ -92,10 +95,10 @@ class Joint:
     def run(self, signals: int) -> str:
         """Keep the cable until it ends; return why.  ``signals`` is what ``vdexdp.signals.as_descriptor`` gives.
 
-        Raises HostError.
+        SIGUSR1, if it is among them, is answered by a line on stderr; the others end the cable.  Raises HostError.
         """
         if self._cable is not None:
-            self._cable.stop_on(signals)
+            self._cable.watch(signals, lambda: self._signalled(signals))
             while True:
                 if self._plug is not None:
                     self._watch_plug(self._cable, self._plug)
@@ -114,10 +117,36 @@ class Joint:
         """Unwind everything; idempotent."""
         while self._opened:
             self._opened.popitem()[1].close()
+        self._unplug()
+        while self._taps:
+            os.close(self._taps.popitem()[1][0])
+
+    def status(self) -> str:
+        """What has passed so far, and what was lost at which end, as far as this process knows."""
+        if self._cable is None:
+            return 'frames pass in the kernel; "vdexdp show" counts them'
+        said = [f"{flow.frames} frames, {flow.bytes} bytes" for flow in (self._cable.left, self._cable.right)]
+        text = f"{said[0]} to the right, {said[1]} to the left"
+        for stream, side in ((self._cable.left.source, "left"), (self._cable.right.source, "right")):
+            lost = ", ".join(f"{count} {reason}" for reason, count in sorted(stream.drops.items()) if count)
+            text += (f"; lost at the {side} end: {lost}" if lost else "") + (
+                f"; {side} end: {fault}" if (fault := stream.fault()) else ""
+            )
+        return text
+
+    def _unplug(self) -> None:
         if self._plug is not None:
             self._plug.close()
             self._plug = None
-        self._close_taps()
+
+    def _signalled(self, signals: int) -> Ending | None:
+        from vdexdp.cable import Ending
+
+        for number in received(signals):
+            if number != SIGUSR1:
+                return Ending(None, number.name)
+            print(f"vdexdp: {self.path}; {self.status()}", file=sys.stderr, flush=True)
+        return None
 
     def _open_user(self, why: str) -> None:
         from vdexdp.cable import Cable
@@ -190,10 +219,6 @@ class Joint:
             self._opened[index] = stream if self._wrap is None or index == 0 else self._wrap(stream)
         return self._opened[index]
 
-    def _close_taps(self) -> None:
-        while self._taps:
-            os.close(self._taps.popitem()[1][0])
-
     def _watch_plug(self, cable: Cable, made: Plug) -> None:
         if made.fileno() != self._watched:
             cable.unwatch(self._watched)
@@ -201,8 +226,7 @@ class Joint:
             if self._watched >= 0:
                 cable.watch(self._watched, made.serve)
 
-    @staticmethod
-    def _wait(made: Plug, signals: int) -> str:
+    def _wait(self, made: Plug, signals: int) -> str:
         """Keep a plug whose frames pass in the kernel."""
         while True:
             polled = select.poll()
@@ -211,8 +235,8 @@ class Joint:
                 polled.register(made.fileno(), select.POLLIN)
             timeout = made.timeout()
             ready = dict(polled.poll(None if timeout is None else timeout * 1000 + 1))
-            if signals in ready and (numbers := received(signals)):
-                return numbers[0].name
+            if signals in ready and (ending := self._signalled(signals)):
+                return ending.cause
             try:
                 if made.fileno() in ready:
                     made.serve()

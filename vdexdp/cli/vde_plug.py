@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from signal import SIGUSR1
 from typing import cast
 
 from vdexdp.cli.joint import Accel, Joint, Wrapper
@@ -43,8 +44,10 @@ or empty first VNL is the default switch. With "=", the stream is that of the co
   -L, --iplog          and also the IP addresses that are used on the stream
   -c vde_plug          be somebody's login shell, that can do nothing but this
   --accel WHEN         auto: in the kernel where it can be done; require: there or not at all; off: in userspace
-  -v, --verbose        more words, and a traceback where something fails
+  -v, --verbose        counters at the end, and a traceback where something fails
   -h, --help           this text
+
+SIGUSR1 prints the path and the counters. SIGINT, SIGTERM and SIGHUP unplug.
 """
 
 LOGIN_ONLY = (
@@ -196,13 +199,13 @@ def plug(arguments: Arguments) -> int:
 
             command = undo.enter_context(Coprocess(arguments.command))
             second = command.end()
-        signals = undo.enter_context(as_descriptor(*ENDING))
+        signals = undo.enter_context(as_descriptor(*ENDING, SIGUSR1))
         joint = undo.enter_context(Joint((first, second), arguments.contexts, arguments.accel, wrap))
         print(f"vdexdp: {first.vnl} -- {second.vnl}: {joint.path}", file=sys.stderr, flush=True)
         ready()
         cause = joint.run(signals)
         if arguments.verbose:
-            print(f"vdexdp: ended: {cause}", file=sys.stderr)
+            print(f"vdexdp: ended: {cause}; {joint.status()}", file=sys.stderr)
     return command.status if command is not None and command.closed(cause) else 0
 
 
