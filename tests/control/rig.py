@@ -47,7 +47,10 @@ def listening(host: Namespace) -> bool:
 
 
 def daemon(host: Namespace, *options: str) -> Process:
-    """A daemon that listens."""
+    """A daemon that listens.
+
+    With "--auto" it loads only the programs that are used, and leaves after its last plug.
+    """
     process = host.spawn(*VDEXDP, "daemon", *options)
     wait_until(lambda: listening(host) or process.poll() is not None, START, "a daemon that listens")
     assert process.poll() is None, process.output()

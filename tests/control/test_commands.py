@@ -80,11 +80,14 @@ def test_explain_touches_nothing(lab: Lab) -> None:
     assert "the interface would be made" in json.dumps(made)
     assert explain("null://", "vxvde://234.0.0.1")["way"] == "bridge"
     assert explain("null://", "netdev://g1")["way"] == "user"
-    assert "no such interface" in json.dumps(explain("netdev://g1", "vxvde://234.0.0.1/if=nope", status=1))
+    assert explain("netdev://g1", "vxvde://234.0.0.1/if=lo")["way"] == "user"
+    assert host.run(*VDEXDP, "explain", "netdev://nope", check=False).returncode == 2
     assert host.run(*VDEXDP, "explain", "nonsense://x", check=False).returncode == 2
     said = host.run(*VDEXDP, "explain", "netdev://g1", "vxvde://234.0.0.1").stdout
     assert "No frame touches a process." in said
     same(host, before)
+    host.ip("link set lan0 down")
+    assert "the uplink is down" in json.dumps(explain("netdev://g1", "vxvde://234.0.0.1/if=lan0", status=1))
 
 
 def test_doctor(lab: Lab) -> None:

@@ -31,7 +31,7 @@ def test_two_nodes_of_ours(lab: Lab, kind: str) -> None:
     guests = [lab.guest(host, f"g{n}", n, mtu=1500) for n, host in enumerate(hosts, 1)]
     before = [looks(host) for host in hosts]
     for host in hosts:
-        daemon(host)
+        daemon(host, "--auto")
     plugs = [plug(host, wire(f"g{n}"), KINDS[kind]) for n, host in enumerate(hosts, 1)]
     assert any("exception path" in note for note in plugs[0].reply.notes), "1500 in 1500 does not fit, and it says so"
     assert ping(guests[0], "10.0.0.2")
@@ -58,7 +58,7 @@ def test_vxlan_with_the_kernels_own_device(lab: Lab, family: int) -> None:
     group = f"group {network.group} dev lan0 dstport 4789"
     kernel.ip(f"link add vx0 type vxlan id 1 {group}")
     lab.address(kernel, "vx0", 2)
-    daemon(ours)
+    daemon(ours, "--auto")
     held = plug(ours, wire("g1"), network)
     assert ping(guest, "10.0.0.2")
     assert ping(kernel, "10.0.0.1")
@@ -73,7 +73,7 @@ def test_networks_on_one_uplink_do_not_meet(lab: Lab) -> None:
     for host, numbers in ((left, (1, 2)), (right, (3, 4))):
         for number in numbers:
             guests[number] = lab.guest(host, f"g{number}", number)
-        daemon(host)
+        daemon(host, "--auto")
     plugs = [plug(left, wire("g1"), tunnel(vni=1)), plug(left, wire("g2"), tunnel(vni=2))]
     plugs += [plug(right, wire("g3"), tunnel(vni=1)), plug(right, wire("g4"), tunnel(vni=2))]
     assert ping(guests[1], "10.0.0.3")
@@ -89,8 +89,8 @@ def test_two_uplinks(lab: Lab) -> None:
     lab.underlay(left, right, mtu=9000)
     lab.underlay(left, right, device="lan1", mtu=9000)
     guests = [lab.guest(left, "g1", 1), lab.guest(left, "g2", 2), lab.guest(right, "g3", 3), lab.guest(right, "g4", 4)]
-    daemon(left)
-    daemon(right)
+    daemon(left, "--auto")
+    daemon(right, "--auto")
     by: dict[str, Tunnel] = {name: tunnel(device=name) for name in ("lan0", "lan1")}
     plugs = [plug(left, wire("g1"), by["lan0"]), plug(left, wire("g2"), by["lan1"])]
     plugs += [plug(right, wire("g3"), by["lan0"]), plug(right, wire("g4"), by["lan1"])]
@@ -110,7 +110,7 @@ def test_a_stock_node_on_another_host_with_fragments(lab: Lab, family: int) -> N
     ours, theirs = lab.host("ours"), lab.host("theirs")
     lab.underlay(ours, theirs, mtu=1500)
     guest = lab.guest(ours, "g1", 1, mtu=1500)
-    daemon(ours)
+    daemon(ours, "--auto")
     network = KINDS[f"vxvde{family}"]
     stock = theirs.spawn("vde_plug", "tap://stock0", f"vxvde://{network.group}" + ("/v6" if family == 6 else ""))
     until(lambda: theirs.exists("stock0"), "the stock node's tap")
@@ -131,7 +131,7 @@ def freeze(pids: list[int], number: int) -> None:
 
 def test_frozen_processes(two_hosts: TwoHosts) -> None:
     left, right, guest = two_hosts.left, two_hosts.right, two_hosts.left_guest
-    masters = [daemon(left), daemon(right)]
+    masters = [daemon(left, "--auto"), daemon(right, "--auto")]
     plugs = [plug(left, wire("g1"), tunnel()), plug(right, wire("g2"), tunnel())]
     frozen = [master.pid for master in masters] + workers(left) + workers(right)
     assert len(frozen) == 4

@@ -48,6 +48,8 @@ def explain(first: str, second: str | None, as_json: bool) -> int:
         parts = [
             _part(netlink, end.vnl, one, alone=len(ends) == 1, way=way) for end, one in zip(ends, kernel, strict=True)
         ]
+        if way == "kernel" and (slow := [part for part in parts if part.path == "user"]):
+            way, why = "user", slow[0].why
         if way == "kernel" and len(ends) == 2:
             _fit(netlink, parts, kernel)
     needs = "" if way == "user" or "CAP_NET_ADMIN" in capabilities() else "a running daemon, or root to start one"
@@ -117,4 +119,7 @@ def _print(parts: list[Part], way: str, why: str, needs: str) -> None:
     for part in parts:
         for note in part.notes:
             click.echo(f"{part.vnl}: {note}")
+    if any(part.problem for part in parts):
+        click.echo("As it is, this cable can't be plugged.")
+        return
     click.echo(text[way] + (f" Needs {needs}." if needs else ""))
