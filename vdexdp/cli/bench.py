@@ -20,8 +20,8 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("--runs", default=3, show_default=True, type=click.IntRange(1), help="Rounds; the medians count.")
-@click.option("--seconds", default=3, show_default=True, type=click.IntRange(1), help="Length of each TCP stream.")
+@click.option("--runs", default=5, show_default=True, type=click.IntRange(1), help="Rounds; the medians count.")
+@click.option("--seconds", default=2, show_default=True, type=click.IntRange(1), help="Length of each TCP stream.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything measured as JSON.")
 @click.option("--check", is_flag=True, help="Exit with status 1 if a target is missed.")
 @click.option("-q", "--quiet", is_flag=True, help="No line on stderr for each measurement.")
