@@ -8,8 +8,8 @@ caller may.
 In the kernel it is a switch port on the wire: a frame from the lower device passes the macvtap's own tc ingress
 before it would be queued for the descriptor, and a redirect to the macvtap leaves through the lower device as a
 write would.  So ``kernel_end`` needs neither the node nor an open descriptor; with no reader, nothing is queued
-either.  Either way the lower device only hands over frames for the macvtap's own address, and broadcast: it is no
-promiscuous port.
+either.  Either way the lower device hands over only frames for the macvtap's own address, broadcast and multicast:
+it is no promiscuous port.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ from dataclasses import dataclass
 from vdexdp.errors import HangUp, HostError, PrivilegeError
 from vdexdp.plugins.base import Batch, Netdev, OpenContext, Parsed, Plugin
 from vdexdp.plugins.tap import IFF_NO_PI, IFF_TAP, TUNGETIFF, TUNSETIFF, TapStream, interface_name
+
+# linux/if_packet.h
+_SOL_PACKET = 263
+_ADD_MEMBERSHIP = 1
+_MR_ALLMULTI = 2
 
 _IFREQ = struct.Struct("16sH22x")
 LOOK = 1.0
@@ -94,6 +99,7 @@ class MacvtapStream(TapStream):
     def __init__(self, fd: int, name: str) -> None:
         super().__init__(fd, name)
         self._look = time.monotonic() + LOOK
+        self._membership = _all_multicast(name)
 
     def timeout(self) -> float | None:
         return max(0.0, self._look - time.monotonic())
@@ -107,6 +113,25 @@ class MacvtapStream(TapStream):
                 fcntl.ioctl(self.fd, TUNGETIFF, bytes(_IFREQ.size))
             except OSError as error:
                 raise HangUp(f"{self.name} was deleted") from error
+
+    def close(self) -> None:
+        super().close()
+        if self._membership is not None:
+            self._membership.close()
+            self._membership = None
+
+
+def _all_multicast(name: str) -> socket.socket | None:
+    """Ask for all multicast frames for as long as the socket is open; None where the caller may not.
+
+    Else only those come that the host's own stack has subscribed to on this interface, and IPv6 finds no neighbours.
+    """
+    try:
+        s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    except PermissionError:
+        return None
+    s.setsockopt(_SOL_PACKET, _ADD_MEMBERSHIP, struct.pack("=iHH8x", socket.if_nametoindex(name), _MR_ALLMULTI, 0))
+    return s
 
 
 class MacvtapPlugin(Plugin):
