@@ -39,7 +39,7 @@ def test_attempts_keep_their_distance(tmp_path: Path, capfd: pytest.CaptureFixtu
     first, second, third = starts(log)
     assert 0.9 < second - first < 1.5
     assert 0.9 < third - second < 1.5
-    assert "ended with status 3" in end.fault()
+    run_until([end], lambda: "ended with status 3" in end.fault())
     assert "cmd://sh ended with status 3; opening it again" in capfd.readouterr().err
     end.close()
     assert end.readers() == ()

@@ -50,14 +50,12 @@ class RestartStream(Stream):
 
     @property
     def drops(self) -> Counter[str]:
-        return self._drops
+        """What this end lost, what all inner ends before lost, and what the present one has lost."""
+        return self._drops if self._inner is None else self._drops + self._inner.drops
 
     @drops.setter
     def drops(self, drops: Counter[str]) -> None:
-        """One counter for this end and all that it opens, so that a new inner end continues the old one's counts."""
         self._drops = drops
-        if self._inner is not None:
-            self._adopt(self._inner)
 
     def readers(self) -> Sequence[int]:
         return self._inner.readers() if self._inner is not None else ()
@@ -86,7 +84,7 @@ class RestartStream(Stream):
                 return self._inner.send(batch, start)
             except (HangUp, VdexdpError, OSError) as error:
                 self._lost(error)
-        self.drops["away"] += len(batch) - start
+        self._drops["away"] += len(batch) - start
         return len(batch) - start
 
     def flush(self) -> None:
@@ -125,18 +123,14 @@ class RestartStream(Stream):
             self._next = time.monotonic() + self._spec.period
             self._say(str(error), f"trying again every {self._spec.period} s")
             return
-        self._adopt(inner)
         self._inner = inner
         if self._fault:
             self._fault = ""
             print(f"{self._spec.inner.vnl}: is back", file=sys.stderr)
 
-    def _adopt(self, inner: Stream) -> None:
-        self._drops.update(inner.drops)
-        inner.drops = self._drops
-
     def _lost(self, error: Exception) -> None:
         if self._inner is not None:
+            self._drops.update(self._inner.drops)
             self._inner.close()
             self._inner = None
         self._next = max(time.monotonic(), self._opened + self._spec.period)
