@@ -159,7 +159,8 @@ REFUSED: list[tuple[End, End, type[VdexdpError], str]] = [
     (tunnel(), tunnel(2), KernelPathError, "no kernel path"),
     (Bridge("null://"), wire("g1"), KernelPathError, "no kernel path"),
     (Netdev("g1", "stack", hook="xdp"), tunnel(), RequestError, "XDP can't see"),
-    (wire("taken0"), tunnel(), HostError, "already plugged"),
+    (wire("taken0"), tunnel(), RequestError, "already plugged"),
+    (wire("g1"), tunnel(vni=78, kind="vxlan", port=4790, group="239.0.0.2"), RequestError, "in use by vxlan 239.0.0.1"),
 ]
 
 
@@ -179,6 +180,7 @@ def test_what_can_not_be_is_refused_and_changes_nothing(lab: Lab) -> None:
     host.ip("link set kernel0 up")
     daemon(host)
     held = plug(host, wire("taken0"), tunnel(vni=77))
+    vxlan = plug(host, Bridge("null://"), tunnel(vni=78, kind="vxlan", port=4790, group="239.0.0.1"))
     before = looks(host)
     for first, second, kind, cause in REFUSED:
         with pytest.raises(kind, match=cause):
@@ -191,6 +193,7 @@ def test_what_can_not_be_is_refused_and_changes_nothing(lab: Lab) -> None:
     assert "/if=" in caught.value.hint
     same(host, before)
     held.close()
+    vxlan.close()
 
 
 def test_a_daemon_started_on_demand_leaves_after_the_last_plug(lab: Lab) -> None:

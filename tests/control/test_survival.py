@@ -15,7 +15,7 @@ import time
 import pytest
 
 from tests.control import rig
-from tests.control.rig import call, daemon, kill, looks, ping, plug, port, same, tunnel, until, wire
+from tests.control.rig import call, daemon, kill, listening, looks, ping, plug, port, same, tunnel, until, wire
 from tests.labkit import VDEXDP, TwoHosts
 from vdexdp.control import client
 from vdexdp.control.protocol import RUN_DIR, Channel
@@ -255,6 +255,60 @@ def test_the_uplink_changes_its_address_and_mac(two_hosts: TwoHosts) -> None:
     until(lambda: call(left, "show")["uplinks"][0]["mtu"] == 1400, "the new MTU")
     assert ping(guest, "10.0.0.2", size=1450), "too long for the uplink now: by the exception path"
     assert port(call(left, "show"), "vxvde")["counters"]["exceptions"]["mtu"] > 0
+    near.close()
+    far.close()
+
+
+def test_plugs_bring_back_the_daemon_that_they_had_started(two_hosts: TwoHosts) -> None:
+    left, guest = two_hosts.left, two_hosts.left_guest
+    left.ip("link add lan1 type veth peer name lan2")
+    before = looks(left)
+    processes = [vde_plug(left, "netdev://g1", "vxvde://234.0.0.1"), vde_plug(left, "tap://tap0", "vxvde://234.0.0.1")]
+    lab_address = "10.0.0.77"
+    left.ip(f"address add {lab_address}/24 dev tap0")
+    left.ip("link set tap0 up")
+    assert ping(guest, lab_address)
+    first = call(left, "hello")["pid"]
+    os.kill(first, signal.SIGKILL)
+    flowing(guest, lab_address)
+    until(lambda: listening(left) and call(left, "hello")["pid"] != first, "another daemon", 20)
+    until(lambda: len(call(left, "show")["plugs"]) == 2, "both plugs in it")
+    flowing(guest, lab_address)
+    second = call(left, "hello")["pid"]
+    for process in processes:
+        process.stop()
+    until(lambda: not os.path.exists(f"/proc/{second}"), "it leaves after the last plug")
+    same(left, before)
+
+
+def test_garbage_from_the_network(two_hosts: TwoHosts) -> None:
+    left, right, guest = two_hosts.left, two_hosts.right, two_hosts.left_guest
+    daemon(left)
+    daemon(right)
+    near, far = plug(left, wire("g1"), tunnel()), plug(right, wire("g2"), tunnel())
+    assert ping(guest, "10.0.0.2")
+    network = call(left, "show")["switches"][0]
+    header = bytes.fromhex("0800000000000100")
+    payloads = [b"", b"x", header[:-1], header + b"short", header + bytes(13), header + bytes(9000), os.urandom(60000)]
+    payloads += [bytes.fromhex("0800000000000200") + bytes(60), bytes.fromhex("0c00000000000100") + bytes(60)]
+    with right.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for payload in payloads * 3:
+            for place in ((network["local"], network["udp_port"]), ("234.0.0.1", 14789)):
+                sock.sendto(payload, place)
+    with (
+        left.entered(),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+    ):  # from the host itself, past the hooks
+        for payload in payloads * 3:
+            sock.sendto(payload, (network["local"], network["udp_port"]))
+    assert ping(guest, "10.0.0.2")
+    shown = call(left, "show")
+    assert shown["worker"]["running"]
+    assert shown["worker"]["restarts"] == 0
+    assert shown["worker"]["lacs"][str(network["id"])]["drop-foreign"] > 0
+    drops = port(shown, "vxvde")["counters"]["drops"]
+    assert drops["bad_header"] > 0
+    assert drops["runt"] > 0
     near.close()
     far.close()
 

@@ -19,7 +19,7 @@ from vdexdp.control.dataplane import Link
 from vdexdp.control.host import Host, close_fd, promiscuous, tun_offloads
 from vdexdp.control.netlink import XDP_NDO_XMIT, LinkInfo
 from vdexdp.control.protocol import Body
-from vdexdp.errors import HostError, KernelPathError, VdexdpError
+from vdexdp.errors import KernelPathError, RequestError, VdexdpError
 from vdexdp.plugins.base import Netdev
 from vdexdp.plugins.tap import open_tap
 
@@ -73,12 +73,12 @@ class Ports:
         return next((port for port in self.all.values() if port.ifindex == ifindex), None)
 
     def check(self, end: Netdev) -> LinkInfo:
-        """The interface, if it can become a port.  Raises RequestError, KernelPathError or HostError."""
+        """The interface, if it can become a port.  Raises RequestError or KernelPathError."""
         link = self.host.netlink.need(end.name)
         if not link.ethernet or link.name == "lo":
             raise KernelPathError(end.name, "not an Ethernet interface, so not in the kernel path")
         if owner := self.by_ifindex(link.index):
-            raise HostError(end.name, f"already plugged, by plug {owner.plug}", 'see "vdexdp show"')
+            raise RequestError(end.name, f"already plugged, by plug {owner.plug}", 'see "vdexdp show"')
         return link
 
     def add(self, end: Netdev, switch: int, plug: int, tap: int = -1, *, bridge: bool = False) -> Port:

@@ -261,7 +261,7 @@ class Tunnels:
     def _write_endpoints(self, lac: Lac) -> None:
         """Make every address of the uplink, and the group, ours.
 
-        Raises HostError where another LAC has one of them.
+        Raises RequestError where another LAC has one.
         """
         tables, spec = self.host.tables, lac.spec
         addresses = self.host.netlink.addresses(lac.uplink.ifindex, spec.family)
@@ -272,7 +272,7 @@ class Tunnels:
             owner = tables.endpoint_owner(key)
             if owner is not None and owner != lac.index:
                 other = next((one.name for one in self.lacs.values() if one.index == owner), "another network")
-                raise HostError(f"vni {spec.vni}", f"in use by {other}", "use another vni or port")
+                raise RequestError(f"vni {spec.vni}", f"in use by {other}", "use another vni or port")
         for key in wanted - lac.endpoints:
             tables.set_endpoint(key, lac.index)
             lac.endpoints.add(key)
