@@ -15,16 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vdexdp.control.channel import PACKET_MAX, Channel, decode
 from vdexdp.control.protocol import (
-    PACKET_MAX,
     Bridge,
-    Channel,
     EndPath,
     PlugReply,
     PlugRequest,
     check_reply,
     check_request,
-    decode,
     end_from_json,
     end_to_json,
     failure,

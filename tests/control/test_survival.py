@@ -18,7 +18,8 @@ from tests.control import rig
 from tests.control.rig import call, daemon, kill, listening, looks, ping, plug, port, same, tunnel, until, wire
 from tests.labkit import VDEXDP, TwoHosts
 from vdexdp.control import client
-from vdexdp.control.protocol import RUN_DIR, Channel
+from vdexdp.control.channel import Channel
+from vdexdp.control.protocol import RUN_DIR
 from vdexdp.errors import HangUp, HostError
 from vdexdp.lab import Lab, Namespace
 from vdexdp.lab.namespace import Process

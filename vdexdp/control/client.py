@@ -19,16 +19,16 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vdexdp.control.channel import Channel, Message
 from vdexdp.control.protocol import (
     RUN_DIR,
-    Channel,
-    Message,
     PlugReply,
     PlugRequest,
     check_reply,
@@ -53,14 +53,21 @@ class NotRunning(DaemonError):
     """Nobody listens on the control socket."""
 
 
-def open_channel() -> Channel:
-    """A connection to this namespace's daemon.  Raises NotRunning, PrivilegeError, HostError."""
-    path = str(socket_path())
+def open_channel(netns: int | None = None, limit: float = REPLY_LIMIT) -> Channel:
+    """A connection to the daemon of a network namespace (its inode number), by default the caller's.
+
+    Raises NotRunning, PrivilegeError, HostError; DaemonError where it does not take the connection within ``limit``
+    seconds.
+    """
+    path = str(socket_path(netns))
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(limit), int(limit % 1 * 1e6)))
     try:
         sock.connect(path)
     except OSError as error:
         sock.close()
+        if error.errno == errno.EAGAIN:
+            raise DaemonError("daemon", f"took no connection within {limit:g} s", 'see "vdexdp doctor"') from error
         if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
             hint = 'start it with "vdexdp daemon" as root'
             raise NotRunning("daemon", "no vdexdp daemon runs in this network namespace", hint) from error
@@ -70,13 +77,16 @@ def open_channel() -> Channel:
     return Channel(sock, spill=True)
 
 
-def ask(channel: Channel, body: Mapping[str, Any], fds: list[int] | None = None) -> Message:
-    """Send a request and wait for its reply, passing over events.  Raises DaemonError; the reply may be a failure."""
+def ask(channel: Channel, body: Mapping[str, Any], fds: list[int] | None = None, limit: float = REPLY_LIMIT) -> Message:
+    """Send a request and wait for its reply at most ``limit`` seconds, passing over events.
+
+    Raises DaemonError; the reply may be a failure.
+    """
     channel.send(body, fds or [])
-    deadline = time.monotonic() + REPLY_LIMIT
+    deadline = time.monotonic() + limit
     while True:
         if not select.select([channel], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            raise DaemonError("daemon", f"gave no answer within {REPLY_LIMIT:.0f} s", 'see "vdexdp doctor"')
+            raise DaemonError("daemon", f"gave no answer within {limit:g} s", 'see "vdexdp doctor"')
         message = channel.recv()
         if message is None:
             raise DaemonError("daemon", "ended before it answered", "try again")
@@ -85,14 +95,16 @@ def ask(channel: Channel, body: Mapping[str, Any], fds: list[int] | None = None)
         message.close()
 
 
-def call(op: str, **parts: Any) -> dict[str, Any]:
+def call(op: str, netns: int | None = None, limit: float = REPLY_LIMIT, **parts: Any) -> dict[str, Any]:
     """One request to a daemon that runs already, for the commands that look or change something.
+
+    ``netns`` and ``limit`` as for ``open_channel``.
 
     Raises NotRunning, PrivilegeError, and what the daemon answers (RequestError, HostError).
     """
-    channel = open_channel()
+    channel = open_channel(netns, limit)
     try:
-        message = ask(channel, request(op, **parts))
+        message = ask(channel, request(op, **parts), limit=limit)
         message.close()
         return check_reply(message.body)
     finally:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vdexdp.control.channel import Body, Channel, Message, Peer
 from vdexdp.control.model import Plug
-from vdexdp.control.protocol import Body, Channel, End, Message, Peer
+from vdexdp.control.protocol import End
 from vdexdp.errors import PrivilegeError
 
 

@@ -17,9 +17,9 @@ from contextlib import ExitStack
 from typing import Any, Final
 
 from vdexdp.control.abi import K
+from vdexdp.control.channel import Body, Channel
 from vdexdp.control.dataplane import Link
 from vdexdp.control.host import Host, close_fd
-from vdexdp.control.protocol import Body, Channel
 from vdexdp.control.worker import spawn
 from vdexdp.errors import DaemonError, ProtocolError
 from vdexdp.plugins.base import Tunnel

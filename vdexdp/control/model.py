@@ -17,10 +17,11 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 
 from vdexdp.control.abi import K
+from vdexdp.control.channel import Body
 from vdexdp.control.host import Host, close_fd
 from vdexdp.control.netlink import Event
 from vdexdp.control.ports import Port, Ports
-from vdexdp.control.protocol import Body, Bridge, EndPath, PlugReply, PlugRequest, end_from_json, end_to_json
+from vdexdp.control.protocol import Bridge, EndPath, PlugReply, PlugRequest, end_from_json, end_to_json
 from vdexdp.control.tunnels import OVERHEAD, Lac, Tunnels
 from vdexdp.errors import HostError, KernelPathError, ProtocolError
 from vdexdp.plugins.base import Netdev, Tunnel

@@ -15,10 +15,10 @@ from typing import Any, Final
 
 from vdexdp.control import hooks
 from vdexdp.control.abi import K
+from vdexdp.control.channel import Body
 from vdexdp.control.dataplane import Link
 from vdexdp.control.host import Host, close_fd, promiscuous, tun_offloads
 from vdexdp.control.netlink import XDP_NDO_XMIT, LinkInfo
-from vdexdp.control.protocol import Body
 from vdexdp.errors import KernelPathError, RequestError, VdexdpError
 from vdexdp.plugins.base import Netdev
 from vdexdp.plugins.tap import open_tap

@@ -9,10 +9,10 @@ from dataclasses import asdict
 from typing import Any
 
 from vdexdp.control.abi import K
+from vdexdp.control.channel import Body, take
 from vdexdp.control.model import Model
 from vdexdp.control.netlink import canonical
 from vdexdp.control.ports import Port
-from vdexdp.control.protocol import Body, take
 from vdexdp.control.tables import FdbCensus, mac_bytes
 from vdexdp.control.tunnels import Lac, Uplink
 from vdexdp.errors import RequestError

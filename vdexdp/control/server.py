@@ -27,22 +27,13 @@ from typing import Final
 
 from vdexdp import __version__
 from vdexdp.control import libbpf, report
+from vdexdp.control.channel import Body, Channel, Message, take
 from vdexdp.control.clients import Client, Reply, authorize
 from vdexdp.control.dataplane import Dataplane
 from vdexdp.control.host import Host
 from vdexdp.control.model import Model, Notice, release
 from vdexdp.control.netlink import Event, Monitor, Netlink
-from vdexdp.control.protocol import (
-    VERSION,
-    Body,
-    Channel,
-    Message,
-    PlugRequest,
-    check_request,
-    failure,
-    netns_inode,
-    take,
-)
+from vdexdp.control.protocol import VERSION, PlugRequest, check_request, failure, netns_inode
 from vdexdp.control.rundir import RunDir
 from vdexdp.errors import DaemonError, HostError, ProtocolError, VdexdpError
 

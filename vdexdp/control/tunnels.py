@@ -16,11 +16,11 @@ from typing import Any, Final
 
 from vdexdp.control import hooks
 from vdexdp.control.abi import K
+from vdexdp.control.channel import Body
 from vdexdp.control.dataplane import Link
 from vdexdp.control.exception import ExceptionPath
 from vdexdp.control.host import Host
 from vdexdp.control.netlink import XDP_NDO_XMIT, LinkInfo, Netlink, canonical
-from vdexdp.control.protocol import Body
 from vdexdp.control.sockets import TunnelSockets, foreign_sockets, goodbye, group_mac, open_sockets
 from vdexdp.control.tables import endpoint_key
 from vdexdp.errors import HostError, KernelPathError, RequestError, VdexdpError

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from vdexdp.control.protocol import Channel, Message, take
+from vdexdp.control.channel import Channel, Message, take
 from vdexdp.errors import DaemonError, ProtocolError
 from vdexdp.wire.vxlan import Outer, build_outer, decode_header, encode_header, is_vxvde, parse_outer
 
