@@ -8,12 +8,13 @@ libvdeplug looks for it and nowhere else.
 
 from __future__ import annotations
 
+import importlib
 import os
 import pty
-import select
 import subprocess
 import sys
 import tty
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from tests.labkit import VDEXDP, require_tool
 from tests.streamkit import collect, frame, holdings, offer, open_end, run_until
 from vdexdp.errors import HangUp, HostError, VnlError
 from vdexdp.plugins import registry
-from vdexdp.plugins.base import Batch, NoKernelEnd, OpenContext
+from vdexdp.plugins.base import Batch, NoKernelEnd, OpenContext, Parsed
 from vdexdp.plugins.cmodule import find, module_path
 from vdexdp.wire.vdestream import encode
 
@@ -38,42 +39,54 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{target}:{os.getcwd()}"}
 
 
-def through(vnl: str, environment: dict[str, str], *frames: bytes) -> tuple[bytes, str]:
-    """What comes back on the stream of ``vde_plug VNL`` for these frames, and what it says."""
-    command = [*VDEXDP, "vde_plug", vnl]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-    ) as process:
-        assert process.stdin
-        assert process.stdout
-        assert process.stderr
-        try:
-            process.stdin.write(b"".join(map(encode, frames)))
-            process.stdin.flush()
-        except BrokenPipeError:
-            pass
-        data = b""
-        while len(data) < sum(map(len, map(encode, frames))):
-            if not select.select([process.stdout], [], [], 5)[0] or not (
-                more := os.read(process.stdout.fileno(), 9999)
-            ):
-                break
-            data += more
-        process.stdin.close()
-        return data, process.stderr.read().decode()
+def plug(environment: dict[str, str], *words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*VDEXDP, "vde_plug", *words], input=stdin, capture_output=True, env=environment, timeout=20, check=False
+    )
 
 
-@pytest.mark.parametrize("vnl", ["mirror://", "mirror:///delay=5", "restart://1{mirror:///d=1}"])
-def test_example_package(installed: dict[str, str], vnl: str) -> None:
-    swapped = frame(7)[6:12] + frame(7)[:6] + frame(7)[12:]
-    assert through(vnl, installed, frame(7))[0] == encode(swapped)
-    assert through(f"{vnl}", {**os.environ}, frame(7))[0] == b"", "and without it there is no such scheme"
+@pytest.mark.parametrize("nested", ["{}", "restart://1{{{}}}"])
+def test_example_package(installed: dict[str, str], tmp_path: Path, nested: str) -> None:
+    """Frames into a recorded command that sends them back, and what tcpdump makes of the file."""
+    path = tmp_path / "frames"
+    frames = [frame(number, 60 + 20 * number) for number in range(3)]
+    echo = nested.format(f"record://{path}[head=64]{{cmd://head -c {sum(map(len, map(encode, frames)))}}}")
+    done = plug(installed, echo, stdin=b"".join(map(encode, frames)))
+    assert b"in userspace" in done.stderr
+    dump = subprocess.run([require_tool("tcpdump"), "-enr", path], capture_output=True, text=True, check=True).stdout
+    lines = [line for line in dump.splitlines() if "02:00:00:00:00:02 > 02:00:00:00:00:01, ethertype Unknown" in line]
+    assert [line.split("length ")[1].split(":")[0] for line in lines[:3]] == ["60", "80", "100"]
+    assert plug({**os.environ}, echo).returncode == 2, "without the package there is no such scheme"
 
 
-def test_example_package_s_mistakes(installed: dict[str, str]) -> None:
-    assert "keep" in through("mirror:///x=1", installed)[1]
-    assert "delay=70000 is out of range" in through("mirror:///delay=70000", installed)[1]
-    assert through("mirror:///keep", installed, frame(7))[0] == encode(frame(7))
+def test_example_package_s_mistakes(installed: dict[str, str], tmp_path: Path) -> None:
+    for vnl, status, cause in (
+        ("record://{null://}", 2, "needs a file"),
+        ("record:///tmp/x", 2, "needs a file"),
+        ("record:///tmp/x[head=3]{null://}", 2, "head=3 is out of range"),
+        ("record:///tmp/x{nosuch://}", 2, "unknown scheme"),
+        (f"record://{tmp_path}/no/such{{null://}}", 1, "No such file or directory"),
+    ):
+        done = plug(installed, vnl)
+        assert done.returncode == status
+        assert cause in done.stderr.decode()
+        assert b"Traceback" not in done.stderr
+
+
+def test_example_package_and_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What can't be recorded passes all the same."""
+    monkeypatch.syspath_prepend(EXAMPLE)
+    plugin = importlib.import_module("vdexdp_record").RecordPlugin()
+    stream = plugin.open(plugin.parse(Parsed("/dev/full", {}, f"ptp://{tmp_path}/p")), OpenContext())
+    assert "No space left on device; recording has ended" in stream.fault()
+    run_until([stream], (tmp_path / "p").exists)
+    with closing(open_end(f"ptp://{tmp_path}/p")) as peer:
+        run_until([stream, peer], lambda: not peer.fault())
+        offer(peer, [frame(1)])
+        assert collect(stream, 1, enough=1) == [frame(1)]
+        offer(stream, [frame(2)])
+        assert collect(peer, 1, enough=1) == [frame(2)]
+    stream.close()
 
 
 SOURCE = r"""

@@ -8,7 +8,7 @@ waits for the next one and a connector starts anew: it connects to whoever liste
 
 Older libvdeplugs, Debian's among them, speak another wire on the same path, see ptpdatagram.  Who comes second joins in
 whatever it finds.  Who comes first must choose, and takes the one of the libvdeplug that is installed: the other
-end is on the same host.  (docs/decisions tells why.)
+end is on the same host.  (docs/decisions/010-ptp-two-wires.md tells why.)
 
 Nothing here waits after ``open``, which returns when the first attempt is decided; what fails later is tried again
 every second, and said in ``fault``.
