@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from vdexdp.errors import RequestError
 from vdexdp.plugins.base import (
     FRAME_MAX,
     FRAME_MIN,
@@ -48,8 +47,8 @@ from vdexdp.plugins.forwarding import (
 )
 from vdexdp.plugins.mmsg import Vector, keep, reason, receive, transmit
 from vdexdp.plugins.reception import Client, Reception, Watch
-from vdexdp.plugins.sockdir import SocketDirectory, unlink
-from vdexdp.vnl import group, group_id, integer, mode
+from vdexdp.plugins.sockdir import SocketDirectory, chosen_group, optional_mode, unlink
+from vdexdp.vnl import group, integer
 from vdexdp.wire.control3 import REQUEST_MAX
 
 STANDARD_PATH: Final = "/tmp/vdenode_"
@@ -355,11 +354,10 @@ class NetnodePlugin(Plugin):
         """The rule of this node."""
 
     def parse(self, parsed: Parsed) -> NodeSpec:
-        given = parsed.options
         return NodeSpec(
             parsed.address,
-            mode(parsed, "mode", 0) & ~0o111 if "mode" in given else None,
-            mode(parsed, "dirmode", 0) if "dirmode" in given else None,
+            optional_mode(parsed, "mode"),
+            optional_mode(parsed, "dirmode"),
             group(parsed, "grp"),
             integer(parsed, "hashsize", TABLE_SIZE, 0, 1 << 20),
             integer(parsed, "hashseed", 0, 0, (1 << 64) - 1),
@@ -380,12 +378,7 @@ def _directory(spec: NodeSpec, context: OpenContext) -> SocketDirectory:
     dirmode = spec.dirmode
     if dirmode is None:
         dirmode = DIRECTORY_MODE if chosen is None else 0o2000 | bits | (bits & 0o444) >> 2 | (bits & 0o222) >> 1
-    gid = spec.gid
-    if gid is None and context.group is not None:
-        gid = group_id(context.group)
-        if gid is None:
-            raise RequestError(context.group, "no such group")
-    return SocketDirectory(spec.path or STANDARD_PATH + _user(), bits, dirmode, gid)
+    return SocketDirectory(spec.path or STANDARD_PATH + _user(), bits, dirmode, chosen_group(spec.gid, context))
 
 
 def _user() -> str:

@@ -23,6 +23,8 @@ import stat
 import time
 
 from vdexdp.errors import HostError, PrivilegeError, RequestError
+from vdexdp.plugins.base import OpenContext, Parsed
+from vdexdp.vnl import group_id, mode
 
 CONTROL = "ctl"
 
@@ -90,6 +92,21 @@ class SocketDirectory:
             pass
         os.close(self._lock)
         self._lock = -1
+
+
+def optional_mode(parsed: Parsed, key: str) -> int | None:
+    """The option as octal permissions; None where it is absent.  Raises VnlError."""
+    return mode(parsed, key, 0) if key in parsed.options else None
+
+
+def chosen_group(gid: int | None, context: OpenContext) -> int | None:
+    """The VNL's choice of a group, else the command line's, else None.  Raises RequestError for an unknown one."""
+    if gid is not None or context.group is None:
+        return gid
+    found = group_id(context.group)
+    if found is None:
+        raise RequestError(context.group, "no such group")
+    return found
 
 
 def sweep(directory: str, prefix: str = "", newborn: float = _NEWBORN) -> None:

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from vdexdp.errors import HangUp, HostError, PrivilegeError, ProtocolError, RequestError
 from vdexdp.plugins.base import Batch, NoKernelEnd, OpenContext, Option, Parsed, Plugin, Stream
 from vdexdp.plugins.mmsg import Reader, Writer
-from vdexdp.plugins.sockdir import CONTROL, SUN_PATH_MAX, sweep, unlink
-from vdexdp.vnl import group, group_id, mode
+from vdexdp.plugins.sockdir import CONTROL, SUN_PATH_MAX, chosen_group, optional_mode, sweep, unlink
+from vdexdp.vnl import group
 from vdexdp.wire.control3 import SOCKADDR_SIZE, Request, decode_reply, encode_request
 
 FALLBACKS = ("/var/run/vde.ctl", "/tmp/vde.ctl")
@@ -68,6 +68,7 @@ class VdeStream(Stream):
         deadline = time.monotonic() + ANSWER_TIMEOUT
         portgroup = spec.portgroup or ("" if context.port is None else str(context.port))
         self._control, directory, address, port = _reach(spec.path, portgroup, deadline)
+        self._subject = f"vde://{directory}"
         self._data = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             name = _name(self._data, directory)
@@ -76,7 +77,7 @@ class VdeStream(Stream):
                 request = encode_request(Request(name, _description(context.description), port))
                 self._data.connect(_ask(self._control, directory, request, port, deadline))
             except OSError as error:
-                raise HostError.from_oserror(f"vde://{directory}", error) from error
+                raise HostError.from_oserror(self._subject, error) from error
             finally:
                 unlink(name)
             self._control.setblocking(False)
@@ -96,7 +97,7 @@ class VdeStream(Stream):
             count = self._reader.recv(batch)
         except OSError as error:
             if error.errno not in _PEER_GONE:
-                raise HostError.from_oserror("vde", error) from error
+                raise HostError.from_oserror(self._subject, error) from error
             count = 0
         # The stream has something to say only when it ends, and the frames that came before come first.
         if not count:
@@ -137,12 +138,7 @@ class VdePlugin(Plugin):
         portgroup = parsed.options.get("portgroup", "")
         if "/" in portgroup:
             raise parsed.error("portgroup", "contains a slash", "give a number or a name")
-        return VdeSpec(
-            parsed.address,
-            portgroup,
-            group(parsed, "group"),
-            mode(parsed, "mode", 0) if "mode" in parsed.options else None,
-        )
+        return VdeSpec(parsed.address, portgroup, group(parsed, "group"), optional_mode(parsed, "mode"))
 
     def open(self, spec: VdeSpec, context: OpenContext) -> VdeStream:
         return VdeStream(spec, context)
@@ -239,11 +235,7 @@ def _name(data: socket.socket, directory: str) -> str:
 def _permit(name: str, address: str, spec: VdeSpec, context: OpenContext) -> None:
     """Let the switch connect to the socket ``name``: stock's rule."""
     mode = next(value for value in (spec.mode, context.mode, MODE) if value is not None)
-    gid = spec.gid
-    if gid is None and context.group is not None:
-        gid = group_id(context.group)
-        if gid is None:
-            raise RequestError(context.group, "no such group")
+    gid = chosen_group(spec.gid, context)
     if gid is not None:
         os.chown(name, -1, gid)
     elif not mode & 0o077:
