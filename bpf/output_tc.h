@@ -116,10 +116,17 @@ static __always_inline int pop_tags(struct __sk_buff *skb, struct tags *tags)
 	tags->count = 0;
 #pragma unroll
 	for (i = 0; i < MAX_TAGS; i++) {
-		if (!skb->vlan_present)
+		if (skb->vlan_present) {
+			tags->tag[i].proto = (__be16)skb->vlan_proto;
+			tags->tag[i].tci = swap16(skb->vlan_tci);
+		} else if (is_vlan((__be16)skb->protocol) && skb->len >= ETH_LEN + 4) {
+			/* What the host sends may have all its tags in the frame, and adjust_room would make its room behind them. */
+			tags->tag[i].proto = (__be16)skb->protocol;
+			if (skb_load_bytes(skb, ETH_LEN, &tags->tag[i].tci, 2))
+				return -1;
+		} else {
 			return 0;
-		tags->tag[i].proto = (__be16)skb->vlan_proto;
-		tags->tag[i].tci = swap16(skb->vlan_tci);
+		}
 		tags->count = i + 1;
 		if (skb_vlan_pop(skb))
 			return -1;
@@ -227,7 +234,12 @@ static __always_inline __u64 sum_frame(struct __sk_buff *skb)
 	return sum;
 }
 
-#define ENCAP_MIN (ETH_LEN + 20) /* bytes of an untagged frame that holds an IPv4 header at least */
+/* Bytes of an untagged frame that holds as much of an IP header as adjust_room wants to find when the frame is taken out again. */
+static __always_inline __u32 encap_min(__be16 proto)
+{
+	return proto == PROTO_IPV6 ? ETH_LEN + 40 : ETH_LEN + 20;
+}
+
 #define SPACE6 (HEADERS_PAD + OUTER6_LEN + ETH_LEN + 4 * MAX_TAGS)
 
 /*
@@ -243,7 +255,7 @@ static __always_inline int send_tunnel(struct __sk_buff *skb, const struct tunne
 	__u32 v6 = t->flags & TUNNEL_F_V6;
 	__u32 outer_len = v6 ? OUTER6_LEN : OUTER4_LEN;
 	__u32 inner_len, frame, wire, device = t->uplink, len = frame_len(skb);
-	__u64 room, sum = 0;
+	__u64 room, written, sum = 0;
 	struct tags tags;
 	struct eth eth;
 	__be16 proto, outer_proto = v6 ? PROTO_IPV6 : PROTO_IP;
@@ -278,7 +290,7 @@ static __always_inline int send_tunnel(struct __sk_buff *skb, const struct tunne
 		exception = EXC_CSUM6;
 
 	proto = (__be16)skb->protocol;
-	if (skb->len < ENCAP_MIN) {
+	if (skb->len < encap_min(proto)) {
 		/* Nothing in it can be offloaded.  Marked as encapsulated, it could not be taken out again: see decap(). */
 		room = ROOM_FIXED_GSO;
 		proto = 0;
@@ -323,7 +335,9 @@ static __always_inline int send_tunnel(struct __sk_buff *skb, const struct tunne
 		fill_inner(space + HEADERS_PAD + OUTER4_LEN, &eth, &tags);
 		inner_len += OUTER4_LEN;
 	}
-	if (inner_len > SPACE6 - HEADERS_PAD || inner_len < OUTER4_LEN || skb_store_bytes(skb, 0, space + HEADERS_PAD, inner_len & 0x7f, 0))
+	written = inner_len;
+	OPAQUE(written);
+	if (written > SPACE6 - HEADERS_PAD || written < OUTER4_LEN || skb_store_bytes(skb, 0, space + HEADERS_PAD, written, 0))
 		return count_drop(c, DROP_NO_ROOM);
 
 	if (exception >= 0) {

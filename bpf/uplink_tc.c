@@ -22,7 +22,7 @@ static __always_inline int decap(struct __sk_buff *skb, const struct outer *o, c
 	__u64 decap_to;
 
 	if (!skb->gso_size) {
-		if (len < ENCAP_MIN) {
+		if (len < encap_min(eth->proto)) {
 			if (skb_change_tail(skb, skb->len + 40, 0))
 				return -1;
 			resize = 1;
