@@ -18,6 +18,7 @@ import array
 import contextlib
 import json
 import os
+import select
 import socket
 import struct
 from collections.abc import Mapping, Sequence
@@ -83,6 +84,14 @@ class Channel:
 
     def peer(self) -> Peer:
         return Peer(*struct.unpack("iII", self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)))
+
+    def wait(self, seconds: float) -> bool:
+        """Whether there is something to receive, a hang-up included, within this time.  Any number of descriptors may
+        be open in this process, as ``select`` would not have it.
+        """
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(max(0.0, seconds) * 1000))
 
     def send(self, body: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
         """Send one object; the descriptors are duplicated, the caller keeps its own.

@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import select
 import signal
 import socket
 import struct
@@ -85,7 +84,7 @@ def ask(channel: Channel, body: Mapping[str, Any], fds: list[int] | None = None,
     channel.send(body, fds or [])
     deadline = time.monotonic() + limit
     while True:
-        if not select.select([channel], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        if not channel.wait(deadline - time.monotonic()):
             raise DaemonError("daemon", f"gave no answer within {limit:g} s", 'see "vdexdp doctor"')
         message = channel.recv()
         if message is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import time
 from collections.abc import Iterable
@@ -157,7 +156,7 @@ class ExceptionPath:
             return found
         end = time.monotonic() + timeout
         while not self.stats and (left := end - time.monotonic()) > 0:
-            if not select.select([self.channel], [], [], left)[0]:
+            if not self.channel.wait(left):
                 break
             more, alive = self.events()
             found.extend(more)
