@@ -285,6 +285,19 @@ def test_vxlan_answers_to_its_port_and_ignores_reserved_bits(net: Namespace) -> 
     stream.close()
 
 
+def test_what_the_socket_has_no_room_for_is_counted(net: Namespace) -> None:
+    first, second = node("vxvde://234.0.0.1/if=up0"), node("vxvde://234.0.0.1/if=up0/rcvbuf=100K")
+    for _ in range(10):
+        send(first, *[frame(1500, number) for number in range(64)])
+    arrived = 0
+    while count := len(received(second)):
+        arrived += count
+    assert 64 < arrived < 640
+    assert second.drops["overrun"] == 640 - arrived
+    first.close()
+    second.close()
+
+
 def test_no_route_and_no_ipv6(lab: Lab) -> None:
     host = lab.host("bare")
     with host.entered():

@@ -18,6 +18,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import socket
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -40,6 +42,9 @@ _LEN32: Final = 14
 FATAL: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ENOTSOCK})
 """Errors of a send that no other datagram on the same socket will escape."""
 
+_SO_RCVBUFFORCE: Final = 33
+_SO_MEMINFO: Final = 55  # an array of 32-bit numbers, the last of which is sk_drops
+
 _FULL: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -53,6 +58,19 @@ _memmove = ctypes.memmove
 
 if ctypes.sizeof(ctypes.c_void_p) != 8:
     raise ImportError("vdexdp needs a 64-bit system")
+
+
+def set_receive_buffer(receiver: socket.socket, size: int) -> None:
+    """Let ``size`` bytes wait in a socket; without privilege, at most what net.core.rmem_max allows."""
+    try:
+        receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
+    except PermissionError:
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+
+
+def overruns(receiver: socket.socket) -> int:
+    """Datagrams that the kernel has dropped so far because the socket's receive buffer was full."""
+    return int.from_bytes(receiver.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 36)[32:36], sys.byteorder)
 
 
 def address_of(buffer: bytearray) -> int:

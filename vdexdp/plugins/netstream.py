@@ -21,7 +21,7 @@ from collections import deque
 
 from vdexdp.errors import HangUp, HostError, PrivilegeError
 from vdexdp.plugins.base import BATCH, FRAME_MAX, FRAME_MIN, Batch, Stream
-from vdexdp.plugins.mmsg import FATAL, Vector, Writer, receive
+from vdexdp.plugins.mmsg import FATAL, Vector, Writer, overruns, receive, set_receive_buffer
 from vdexdp.wire.offload import VNET_HEADER_SIZE, Unsupported, finish, parse_vnet_header
 
 # linux/if_packet.h
@@ -36,7 +36,6 @@ _STATUS_VLAN_TPID_VALID = 0x40
 
 _ETH_P_ALL = 3
 _ARPHRD_ETHER = (1, 772)  # Ethernet, and loopback, which has its frames
-_SO_RCVBUFFORCE = 33
 _RCVBUF = 4 << 20
 
 _ROW = 65536 + 128  # the largest super-packet with its headers
@@ -82,10 +81,7 @@ class NetdevStream(Stream):
             raise HostError(self.name, "is not an Ethernet interface", "use a tap, a veth, a bridge port or a NIC")
         request = struct.pack("=iHH8x", self._index, _MR_PROMISC, 0)
         made.setsockopt(_SOL_PACKET, _ADD_MEMBERSHIP, request)
-        try:
-            made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RCVBUF)
-        except PermissionError:  # CAP_NET_RAW alone does not allow it; the socket is only smaller then
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RCVBUF)
+        set_receive_buffer(made, _RCVBUF)
         return made
 
     def readers(self) -> tuple[int, ...]:
@@ -105,6 +101,8 @@ class NetdevStream(Stream):
         except OSError as error:
             self._failed(error)
             return
+        if count == BATCH and (lost := overruns(self._input)):
+            self.drops["overrun"] = lost
         for index, size in enumerate(vector.received(0, count)):
             self._take(batch, index, size - VNET_HEADER_SIZE)
         self._deliver(batch)

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 
 from vdexdp.errors import HostError
 from vdexdp.plugins.base import FRAME_MAX, FRAME_MIN, Batch, Stream
-from vdexdp.plugins.mmsg import Reader, Writer, address_of, keep
+from vdexdp.plugins.mmsg import Reader, Writer, address_of, keep, overruns, set_receive_buffer
 from vdexdp.plugins.vxnet import VxSpec, interface_index
 from vdexdp.wire.offload import close_checksum
 from vdexdp.wire.vxlan import HEADER_SIZE, decode_header, encode_header
@@ -36,6 +36,9 @@ from vdexdp.wire.vxlan import HEADER_SIZE, decode_header, encode_header
 _IP_MULTICAST_ALL = 49
 _IPV6_MULTICAST_ALL = 29
 _UDP_NO_CHECK6_RX = 102
+
+_RCVBUF = 4 << 20
+"""A TCP sender fills the system's default of 208 kB in one go, and halves its speed whenever something is lost."""
 
 _ENDPOINTS_MAX = 4096
 _LOCAL_FOR = 1.0
@@ -151,6 +154,8 @@ class VxStream(Stream):
                 raise self._explain(error) from error
             if count:
                 self._take(batch, first, count, bytes(reader.vector.headers), bytes(reader.vector.names))
+        if batch.full and (lost := sum(map(overruns, self._sockets))):
+            self.drops["overrun"] = lost
 
     def _take(self, batch: Batch, first: int, count: int, headers: bytes, names: bytes) -> None:
         """Check and learn what ``reader`` put into the batch, and leave what is for us."""
@@ -219,8 +224,7 @@ class VxStream(Stream):
         if self._v6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             made.setsockopt(socket.IPPROTO_UDP, _UDP_NO_CHECK6_RX, 1)
-        if self.tunnel.rcvbuf:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.tunnel.rcvbuf)
+        set_receive_buffer(made, self.tunnel.rcvbuf or _RCVBUF)
         return made
 
     def _join(self, receiver: socket.socket) -> None:
