@@ -88,7 +88,7 @@ class Server:
         try:
             while self.running:
                 for key, _ in self.selector.select(self._timeout()):
-                    if key.fileobj is self.listener or self.selector.get_map().get(key.fd) is key:
+                    if self.selector.get_map().get(key.fd) is key:  # not unregistered by a handler before it
                         self._guarded(key.data)
                 self._timers()
         finally:
