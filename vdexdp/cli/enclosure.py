@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The inside of ``vdexdp vdens``: a user, network and host name namespace for one command, made without privileges.
 
-A child enters it, makes TAP interfaces there, hands their descriptors to the parent, and waits.  The parent stays
-outside, where the VDE ends are opened and pumped with the rights and the paths that the user expects; when all is
-plugged, the child becomes the command.  Users keep their uid, and get the capabilities that networking needs, for this
+A child enters it and waits for orders: to make a TAP interface there and hand over its descriptor, or to become the
+command.  The parent stays outside, where the VDE ends are opened and pumped with the rights and the paths that the user
+expects.  Users keep their uid, and get the capabilities that networking needs, for this
 namespace alone, as ambient ones, which survive the exec.
 """
 
 from __future__ import annotations
 
-import array
 import ctypes
 import errno
 import fcntl
@@ -37,6 +36,9 @@ NETWORKING = (CAP_NET_BIND_SERVICE, CAP_NET_BROADCAST, CAP_NET_ADMIN, CAP_NET_RA
 
 RESOLV_CONF = "/etc/resolv.conf"
 
+_TAP, _GO, _DONE = b"tap ", b"go", b"done"
+_MESSAGE_MAX = 65536
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -45,7 +47,6 @@ class Wishes:
     """What the inside is like.  ``resolvers`` are addresses and win over the file ``resolvconf``; "" for none."""
 
     argv: tuple[str, ...]
-    interfaces: tuple[str, ...] = ()
     hostname: str = ""
     resolvconf: str = ""
     resolvers: tuple[str, ...] = ()
@@ -57,44 +58,47 @@ class Wishes:
 
 
 class Enclosure:
-    """The child, seen from outside.  The order is: constructor, ``taps``, then ``go`` or ``abandon``."""
+    """The child, seen from outside; ``go`` or ``abandon`` it in the end.  All methods raise VdexdpError."""
 
     def __init__(self, wishes: Wishes) -> None:
-        self.wishes = wishes
         self._channel, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pid = os.fork()
         if not self.pid:
             self._channel.close()
             _live(wishes, inside)
         inside.close()
+        self._answer()
 
-    def taps(self) -> list[int]:
-        """The descriptors of the interfaces, in order.  Raises VdexdpError for what went wrong inside."""
-        fds = array.array("i")
-        room = socket.CMSG_SPACE(fds.itemsize * max(1, len(self.wishes.interfaces)))
-        text, ancillary, _, _ = self._channel.recvmsg(65536, room)
-        for _, _, data in ancillary:
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-        for fd in fds:
-            os.set_inheritable(fd, False)
-        if text != b"ready":
-            self.abandon()
-            raise _unpack(text)
-        return list(fds)
+    def tap(self, name: str) -> int:
+        """The descriptor of a new TAP interface inside."""
+        self._channel.send(_TAP + os.fsencode(name))
+        (fd,) = self._answer()
+        return fd
 
     def go(self) -> None:
-        """Let the command run.  Raises VdexdpError where it can't."""
-        self._channel.send(b"go")
-        failure = self._channel.recv(65536)  # the exec closes the other end
+        """Let the command run."""
+        self._channel.send(_GO)
+        failure = self._channel.recv(_MESSAGE_MAX)  # the exec closes the other end
         self._channel.close()
         if failure:
             self.abandon()
             raise _unpack(failure)
 
+    def _answer(self) -> list[int]:
+        text, fds, _, _ = socket.recv_fds(self._channel, _MESSAGE_MAX, 1)
+        if text != _DONE:
+            self.abandon()
+            raise _unpack(text)
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        return fds
+
     def abandon(self) -> None:
-        """End the child before it has become the command."""
+        """End the child before it has become the command; idempotent."""
         self._channel.close()
-        os.waitpid(self.pid, 0)
+        if self.pid:
+            os.waitpid(self.pid, 0)
+            self.pid = 0
 
 
 def _pack(error: VdexdpError) -> bytes:
@@ -110,13 +114,13 @@ def _live(wishes: Wishes, channel: socket.socket) -> NoReturn:
     """The child.  Errors go to the parent, which reports them."""
     try:
         _enter(wishes)
-        fds = [open_tap(name)[0] for name in wishes.interfaces]
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        channel.sendmsg([b"ready"], ancillary)
-        for fd in fds:
+        channel.send(_DONE)
+        while order := channel.recv(_MESSAGE_MAX):
+            if order == _GO:
+                _become(wishes)
+            fd, _ = open_tap(os.fsdecode(order.removeprefix(_TAP)))
+            socket.send_fds(channel, [_DONE], [fd])
             os.close(fd)
-        if channel.recv(16) == b"go":
-            _become(wishes)
     except VdexdpError as error:
         channel.send(_pack(error))
     except OSError as error:

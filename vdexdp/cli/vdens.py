@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``vdexdp vdens``: a command in a network of its own, plugged into VDE networks.
 
-The command runs in an :mod:`vdexdp.cli.enclosure`; each VNL is an interface there.  This process stays outside, pumps
-the frames, and ends with the command and its status.
+The command runs in an :mod:`vdexdp.cli.enclosure`; each VNL is an interface there (:mod:`vdexdp.cli.inlet`).  This
+process stays outside, pumps the frames where that is needed, and ends with the command and its status.
 """
 
 from __future__ import annotations
@@ -11,62 +11,21 @@ import os
 import select
 import signal
 import sys
-import threading
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from typing import cast
 
 import click
 
-from vdexdp.cable import Cable, Ending
 from vdexdp.cli.enclosure import Enclosure, Wishes, shell
-from vdexdp.errors import RequestError, VdexdpError
+from vdexdp.cli.inlet import open_inlet
+from vdexdp.cli.joint import Accel
+from vdexdp.errors import RequestError
 from vdexdp.plugins import registry
-from vdexdp.plugins.base import OpenContext
-from vdexdp.plugins.tap import TapStream
 from vdexdp.signals import as_descriptor, received
 
 NO_NETWORK = ("", "-", "no")
 
 _NAME_MAX = 15
-
-
-@dataclass
-class Line:
-    """A VNL and its interface inside, pumped by a thread until the VNL's end hangs up or ``stop`` is written to."""
-
-    end: registry.End
-    tap: TapStream
-    stop: int
-    _thread: threading.Thread = field(init=False, repr=False)
-
-    def start(self) -> None:
-        """Open the end.  Raises HostError."""
-        try:
-            stream = self.end.open(OpenContext(description="vdens"))
-        except BaseException:
-            self.tap.close()
-            raise
-        cable = Cable(stream, self.tap)
-        cable.watch(self.stop, lambda: Ending(None))
-        self._thread = threading.Thread(target=self._pump, args=(cable,), name=self.tap.name, daemon=True)
-        self._thread.start()
-
-    def join(self) -> None:
-        self._thread.join()
-
-    def _pump(self, cable: Cable) -> None:
-        try:
-            ending = cable.run()
-            if ending.stream is not None:
-                self._say(ending.cause or "hung up")
-        except VdexdpError as error:
-            self._say(str(error))
-        finally:
-            cable.left.source.close()
-            self.tap.close()
-
-    def _say(self, cause: str) -> None:
-        print(f"vdens: {self.end.vnl}: {cause}; {self.tap.name} is gone", file=sys.stderr)
 
 
 def split_command(words: tuple[str, ...], multi: bool) -> tuple[list[str], tuple[str, ...]]:
@@ -93,6 +52,14 @@ def _parse(vnl: str) -> registry.End:
 @click.option("-s", "--sysadm", is_flag=True, help="Grant CAP_SYS_ADMIN inside, too, for mounting.")
 @click.option("-c", "--clone", is_flag=True, help="Accepted, without effect: there is one way to make the namespace.")
 @click.option("-u", "--unshare", is_flag=True, help="As -c.")
+@click.option(
+    "--accel",
+    type=click.Choice(["auto", "require", "off"]),
+    default="auto",
+    show_default=True,
+    help="Whether the frames may, must or must not take the kernel path, which needs root.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Say which path the frames take.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[VNL [COMMAND [ARG]...]]")
 def vdens(
     multi: bool,
@@ -103,6 +70,8 @@ def vdens(
     sysadm: bool,
     clone: bool,
     unshare: bool,
+    accel: str,
+    verbose: bool,
     words: tuple[str, ...],
 ) -> int:
     """Run a command ($SHELL) in a network namespace whose interface vde0 is plugged into VNL.
@@ -117,51 +86,37 @@ def vdens(
     """
     vnls, command = split_command(words, multi)
     ends = [_parse(vnl) for vnl in vnls]
-    names = tuple(f"{iface}{number}" for number in range(len(ends)))
-    if any(len(os.fsencode(name)) > _NAME_MAX or "/" in name for name in names):
+    if len(os.fsencode(f"{iface}{len(ends)}")) > _NAME_MAX or "/" in iface:
         raise RequestError(f"-i {iface}", "gives no interface names", f"use at most {_NAME_MAX - 2} characters")
     wishes = Wishes(
         command,
-        names,
         hostname=hostname,
         resolvconf=resolvconf or "",
         resolvers=tuple(filter(None, (resolvaddr or "").split(","))),
         sysadm=sysadm,
     )
-    return run(wishes, ends)
+    return run(wishes, ends, iface, cast(Accel, accel), verbose)
 
 
-def run(wishes: Wishes, ends: list[registry.End]) -> int:
+def run(wishes: Wishes, ends: list[registry.End], prefix: str, accel: Accel, verbose: bool = False) -> int:
     """Run the command to its end; its status.  Raises VdexdpError."""
     inside = Enclosure(wishes)
-    stop, release = os.pipe2(os.O_CLOEXEC)
-    lines = [
-        Line(end, TapStream(fd, name), stop)
-        for end, fd, name in zip(ends, inside.taps(), wishes.interfaces, strict=True)
-    ]
-    started: list[Line] = []
     with ExitStack() as undo:
         # The terminal sends these to the command, too, and that decides what they mean.
         for number in (signal.SIGINT, signal.SIGQUIT):
             undo.callback(signal.signal, number, signal.signal(number, signal.SIG_IGN))
         signals = undo.enter_context(as_descriptor(signal.SIGTERM, signal.SIGHUP))
         try:
-            for line in lines:
-                line.start()
-                started.append(line)
+            for index, end in enumerate(ends):
+                inlet = open_inlet(inside, f"{prefix}{index}", end, accel)
+                undo.callback(inlet.close)
+                if verbose:
+                    print(f"vdens: {inlet.name} -- {end.vnl}: {inlet.path}", file=sys.stderr)
         except BaseException:
             inside.abandon()
             raise
-        finally:
-            undo.callback(_finish, release, started)
         inside.go()
         return _wait(inside.pid, signals)
-
-
-def _finish(release: int, lines: list[Line]) -> None:
-    os.close(release)  # the other end hangs up, which every line watches
-    for line in lines:
-        line.join()
 
 
 def _wait(pid: int, signals: int) -> int:

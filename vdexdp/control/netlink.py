@@ -191,6 +191,27 @@ class Netlink:
             self.set_link(self.need(one).index, state="up")
         return self.need(name).index
 
+    def make_veth_into(self, name: str, peer: str, pid: int) -> int:
+        """A veth from here, where its end is up, to the network namespace of a process, where it is left down.
+
+        The index of the end here.  Raises HostError.
+        """
+        try:
+            self._route.link("add", ifname=name, kind="veth", peer={"ifname": peer, "net_ns_pid": pid})
+        except NetlinkError as error:
+            raise HostError(name, f"rtnetlink refused a veth: {error}", 'load its module: "modprobe veth"') from error
+        index = self.need(name).index
+        self.set_link(index, state="up")
+        return index
+
+    def delete_link(self, ifindex: int) -> None:
+        """Delete an interface; one that is gone already is all right.  Raises HostError."""
+        try:
+            self._route.link("del", index=ifindex)
+        except NetlinkError as error:
+            if error.code != 19:  # ENODEV
+                raise HostError(f"interface {ifindex}", f"rtnetlink refused: {error}") from error
+
     def xdp_features(self, ifindex: int) -> int | None:
         """The interface's XDP feature bits now; None where the kernel (before 6.3) can't tell."""
         try:

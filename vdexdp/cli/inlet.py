@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An interface inside of an enclosure, plugged into a VNL's end that stays outside.
+
+In userspace it is a TAP interface whose descriptor was handed out.  In the kernel path it is a veth, whose near end,
+out here, is a ``netdev://`` port; making it takes CAP_NET_ADMIN here, so it is only tried as root.
+
+Each inlet is served by a thread of its own, until its end hangs up, whereupon the interface vanishes, or it is closed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from abc import ABC, abstractmethod
+from contextlib import suppress
+
+from vdexdp.cable import Cable
+from vdexdp.cli.enclosure import Enclosure
+from vdexdp.cli.joint import Accel, Joint
+from vdexdp.errors import HostError, KernelPathError, VdexdpError
+from vdexdp.plugins import registry
+from vdexdp.plugins.base import NoKernelEnd, OpenContext
+from vdexdp.plugins.tap import TapStream
+
+_CONTEXT = OpenContext(description="vdens")
+
+
+class Inlet(ABC):
+    """One interface.  ``path`` says which way its frames go, and why not a faster one."""
+
+    def __init__(self, name: str, end: registry.End) -> None:
+        self.name = name
+        self.end = end
+        self.path = ""
+        # What is written here is read as the number of a signal; see vdexdp.signals.
+        self._told, self._tell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._thread = threading.Thread(target=self._live, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Unplug, and wait until that is done."""
+        os.write(self._tell, bytes((signal.SIGTERM,)))
+        self._thread.join()
+        os.close(self._told)
+        os.close(self._tell)
+
+    def _live(self) -> None:
+        try:
+            cause = self._serve(self._told)
+            if cause != signal.SIGTERM.name:
+                self._say(cause or "hung up")
+        except VdexdpError as error:
+            self._say(str(error))
+        finally:
+            self._release()
+
+    def _say(self, cause: str) -> None:
+        print(f"vdens: {self.end.vnl}: {cause}; {self.name} is gone", file=sys.stderr)
+
+    @abstractmethod
+    def _serve(self, signals: int) -> str:
+        """Plugged, until the end; why it ended.  Raises HostError."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Remove the interface."""
+
+
+class UserInlet(Inlet):
+    """A TAP interface, pumped here.  Raises HostError."""
+
+    def __init__(self, inside: Enclosure, name: str, end: registry.End, why: str) -> None:
+        super().__init__(name, end)
+        self.path = f"in userspace ({why})"
+        self._tap = TapStream(inside.tap(name), name)
+        self._stream = end.open(_CONTEXT)
+
+    def _serve(self, signals: int) -> str:
+        cable = Cable(self._stream, self._tap)
+        cable.stop_on(signals)
+        return cable.run().cause
+
+    def _release(self) -> None:
+        self._stream.close()
+        self._tap.close()
+
+
+class KernelInlet(Inlet):
+    """A veth, whose near end is a port of the kernel path.  Raises HostError where that can't be had."""
+
+    def __init__(self, inside: Enclosure, name: str, end: registry.End) -> None:
+        super().__init__(name, end)
+        from vdexdp.control.netlink import Netlink
+
+        near = f"vd{inside.pid}{name[-4:]}"
+        with Netlink() as netlink:
+            self._index = netlink.make_veth_into(near, name, inside.pid)
+        try:
+            _silence(near)
+            contexts = (_CONTEXT, _CONTEXT)
+            self._joint = Joint((registry.parse(f"netdev://{near}"), end), contexts, "require")
+            self._joint.open()
+        except BaseException:
+            self._delete()
+            raise
+        self.path = self._joint.path
+
+    def _serve(self, signals: int) -> str:
+        return self._joint.run(signals)
+
+    def _release(self) -> None:
+        self._joint.close()
+        self._delete()
+
+    def _delete(self) -> None:
+        from vdexdp.control.netlink import Netlink
+
+        with Netlink() as netlink:
+            netlink.delete_link(self._index)
+
+
+def _silence(interface: str) -> None:
+    """The host itself has nothing to say on a port of the switch."""
+    with suppress(OSError), open(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6", "w", encoding="ascii") as file:
+        file.write("1")
+
+
+def open_inlet(inside: Enclosure, name: str, end: registry.End, accel: Accel) -> Inlet:
+    """The best inlet that is to be had, started.  Raises VdexdpError."""
+    inlet: Inlet | None = None
+    kernel = end.kernel_end()
+    if accel == "off":
+        why = "--accel off"
+    elif isinstance(kernel, NoKernelEnd):
+        why = kernel.reason
+    elif os.geteuid():
+        why = "the kernel path of a namespace needs root"
+    else:
+        try:
+            inlet = KernelInlet(inside, name, end)
+        except HostError as error:
+            if accel == "require":
+                raise
+            why = f"no kernel path: {error}"
+    if inlet is None:
+        if accel == "require":
+            raise KernelPathError(end.vnl, f"runs in userspace: {why}")
+        inlet = UserInlet(inside, name, end, why)
+    inlet.start()
+    return inlet
