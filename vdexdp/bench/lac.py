@@ -49,7 +49,7 @@ TARGETS = (
 ABOUT = (
     "Guest to guest over two hosts (namespaces of this machine, veth underlay with MTU 9000, guests with MTU 1500), "
     "all contestants interleaved in one run, medians. TCP: one iperf3 stream, from the left guest (→) and to it (←). "
-    f"{FRAME} B: UDP datagrams in {FRAME}-byte frames, counted by the right guest's IP layer. flood: XDP live frames. "
+    f"{FRAME} B: UDP datagrams in {FRAME}-byte frames, counted on the right guest's device. flood: XDP live frames. "
     "paced: the most that arrives from a packet socket at rising rates (its cost is in the figure, but it leaves "
     "processes the time to work that a flood would take from them). ping: median round-trip. "
     "CPU: busy time of the whole machine per Gbit of TCP, both guests and iperf3 included."
