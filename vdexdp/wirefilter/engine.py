@@ -21,8 +21,8 @@ from collections.abc import Callable
 from math import exp
 from random import Random
 
-from vdexdp.wirefilter.markov import Chain
-from vdexdp.wirefilter.values import LR, RL, Parameter
+from vdexdp.wirefilter.markov import Chain, Lane
+from vdexdp.wirefilter.values import WireValue
 
 Buffer = bytes | bytearray | memoryview
 
@@ -58,7 +58,7 @@ class Engine:
 
     def transparent(self, direction: int) -> bool:
         """Nothing happens to frames of this direction just now, and none waits: they need not be submitted at all."""
-        return self.chain.node.transparent[direction] and not self._queues[direction]
+        return self.chain.node.lanes[direction].idle and not self._queues[direction]
 
     def waiting(self, direction: int) -> int:
         return len(self._queues[direction])
@@ -81,79 +81,66 @@ class Engine:
 
     def submit(self, direction: int, frame: Buffer, now: float) -> None:
         """Send one frame.  It is copied."""
+        lane = self.chain.node.lanes[direction]
         size = len(frame) + self.overhead
-        mtu = self._low(Parameter.MTU, direction)
-        if mtu > 0 and size > mtu:
+        if lane.mtu is not None and size > lane.mtu.low > 0:
             self.drops["mtu"] += 1
-        elif self._lost(direction):
+        elif self._lost(lane, direction):
             self.drops["loss"] += 1
         else:
-            for _ in range(self._copies(direction)):
-                self._transmit(direction, frame, size, now)
+            for _ in range(1 if lane.dup is None else self._copies(lane.dup)):
+                self._transmit(lane, direction, frame, size, now)
 
-    def _low(self, parameter: Parameter, direction: int) -> float:
-        return self.chain.node.get(parameter, direction).low
-
-    def _high(self, parameter: Parameter, direction: int) -> float:
-        return self.chain.node.get(parameter, direction).high
-
-    def _sample(self, parameter: Parameter, direction: int) -> float:
-        return self.chain.node.get(parameter, direction).sample(self.rng)
-
-    def _lost(self, direction: int) -> bool:
-        if self._low(Parameter.LOSS, direction) >= 100.0:
+    def _lost(self, lane: Lane, direction: int) -> bool:
+        if lane.loss is None:
+            return False
+        if lane.loss.low >= 100.0:
             return True
-        if self._high(Parameter.LOSTBURST, direction) <= 0:
+        if lane.lostburst is None:
             self._in_burst[direction] = False
-            return self._high(Parameter.LOSS, direction) > 0 and self._chance(Parameter.LOSS, direction)
-        loss = min(self._sample(Parameter.LOSS, direction) / 100.0, 1.0 - 1e-9)
-        burst = max(self._sample(Parameter.LOSTBURST, direction), 1.0)
+            return self.rng.random() * 100.0 < lane.loss.sample(self.rng)
+        loss = min(max(lane.loss.sample(self.rng) / 100.0, 0.0), 1.0 - 1e-9)
+        burst = max(lane.lostburst.sample(self.rng), 1.0)
         if self._in_burst[direction]:
             self._in_burst[direction] = self.rng.random() >= 1.0 / burst
         else:
             self._in_burst[direction] = self.rng.random() < loss / (burst * (1.0 - loss))
         return self._in_burst[direction]
 
-    def _chance(self, parameter: Parameter, direction: int) -> bool:
-        return self.rng.random() * 100.0 < self._sample(parameter, direction)
-
-    def _copies(self, direction: int) -> int:
+    def _copies(self, dup: WireValue) -> int:
         copies = 1
-        if self._high(Parameter.DUP, direction) > 0:
-            while copies < COPIES_MAX and self._chance(Parameter.DUP, direction):
-                copies += 1
+        while copies < COPIES_MAX and self.rng.random() * 100.0 < dup.sample(self.rng):
+            copies += 1
         return copies
 
-    def _transmit(self, direction: int, frame: Buffer, size: int, now: float) -> None:
-        limit = BACKLOG
-        if self._high(Parameter.BUFSIZE, direction) > 0:
-            limit = int(self._sample(Parameter.BUFSIZE, direction))
+    def _transmit(self, lane: Lane, direction: int, frame: Buffer, size: int, now: float) -> None:
+        limit = BACKLOG if lane.bufsize is None else lane.bufsize.sample(self.rng)
         if self.waiting_bytes[direction] + size > limit:
             self.drops["bufsize"] += 1
             return
         when = now
-        for parameter, free in ((Parameter.SPEED, self._speed_free), (Parameter.BANDWIDTH, self._band_free)):
-            if self._high(parameter, direction) > 0:
-                rate = self._sample(parameter, direction)
-                if rate <= 0:
-                    self.drops[parameter.name.lower()] += 1
-                    return
-                free[direction] = max(free[direction], when) + size / rate
-                when = free[direction]
-        if self._high(Parameter.DELAY, direction) > 0:
-            when += max(0.0, self._sample(Parameter.DELAY, direction)) / 1000.0
-        if self.fifo:
-            when = max(when, self._last[direction])
-        self._last[direction] = max(when, self._last[direction])
+        for rate, free in ((lane.speed, self._speed_free), (lane.bandwidth, self._band_free)):
+            if rate is None:
+                continue
+            bytes_per_second = rate.sample(self.rng)
+            if bytes_per_second <= 0:
+                self.drops["stopped"] += 1
+                return
+            when = free[direction] = max(free[direction], when) + size / bytes_per_second
+        if lane.delay is not None:
+            when += max(0.0, lane.delay.sample(self.rng)) / 1000.0
+        if when >= self._last[direction]:
+            self._last[direction] = when
+        elif self.fifo:
+            when = self._last[direction]
         self._order += 1
-        heapq.heappush(self._queues[direction], (when, self._order, self._noisy(direction, frame)))
+        copy = bytes(frame) if lane.noise is None else self._noisy(lane.noise, frame)
+        heapq.heappush(self._queues[direction], (when, self._order, copy))
         self.waiting_bytes[direction] += size
 
-    def _noisy(self, direction: int, frame: Buffer) -> bytes:
+    def _noisy(self, noise: WireValue, frame: Buffer) -> bytes:
         """The frame with a Poisson number of flipped bits, ``noise`` per megabyte in the mean."""
-        if self._high(Parameter.NOISE, direction) <= 0:
-            return bytes(frame)
-        mean = len(frame) * max(0.0, self._sample(Parameter.NOISE, direction)) / _MEGABYTE
+        mean = len(frame) * max(0.0, noise.sample(self.rng)) / _MEGABYTE
         damaged = bytearray(frame)
         for _ in range(self._poisson(mean)):
             bit = self.rng.randrange(len(damaged) * 8)
@@ -168,6 +155,3 @@ class Engine:
             count += 1
             product *= self.rng.random()
         return count
-
-
-__all__ = ["BACKLOG", "COPIES_MAX", "LR", "RL", "Engine"]

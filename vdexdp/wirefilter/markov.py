@@ -7,10 +7,10 @@ whatever the others leave of 100.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from random import Random
 
-from vdexdp.wirefilter.values import LR, RL, Parameter, Setting, WireValue
+from vdexdp.wirefilter.values import Parameter, Setting, WireValue
 
 DEFAULT_PERIOD = 0.1
 """Seconds between two steps, as stock's ``markov-time``."""
@@ -21,25 +21,44 @@ NODES_MAX = 1024
 _NOTHING = WireValue()
 
 
-@dataclass
-class Node:
-    """One state: its name, and for each direction the values that are set."""
+class Lane:
+    """The values of one direction that have an effect, ready for use with each frame; None for the others."""
 
-    name: str = ""
-    values: dict[Parameter, list[WireValue]] = field(default_factory=dict)
-    edges: dict[int, float] = field(default_factory=dict)
-    transparent: list[bool] = field(default_factory=lambda: [True, True])
+    __slots__ = ("bandwidth", "bufsize", "delay", "dup", "idle", "loss", "lostburst", "mtu", "noise", "speed")
+
+    def __init__(self, values: Mapping[Parameter, WireValue]) -> None:
+        def active(parameter: Parameter) -> WireValue | None:
+            value = values.get(parameter)
+            return value if value is not None and value.high > 0 else None
+
+        self.loss = active(Parameter.LOSS)
+        self.lostburst = active(Parameter.LOSTBURST)
+        self.delay = active(Parameter.DELAY)
+        self.dup = active(Parameter.DUP)
+        self.bandwidth = active(Parameter.BANDWIDTH)
+        self.speed = active(Parameter.SPEED)
+        self.noise = active(Parameter.NOISE)
+        self.mtu = active(Parameter.MTU)
+        self.bufsize = active(Parameter.BUFSIZE)
+        self.idle = not any(map(active, Parameter))
+
+
+class Node:
+    """One state: its name, its edges, and for each direction the values that are set."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self.edges: dict[int, float] = {}
+        self._values: tuple[dict[Parameter, WireValue], dict[Parameter, WireValue]] = ({}, {})
+        self.lanes = [Lane(values) for values in self._values]
 
     def get(self, parameter: Parameter, direction: int) -> WireValue:
-        pair = self.values.get(parameter)
-        return pair[direction] if pair else _NOTHING
+        return self._values[direction].get(parameter, _NOTHING)
 
     def set(self, parameter: Parameter, setting: Setting) -> None:
-        pair = self.values.setdefault(parameter, [_NOTHING, _NOTHING])
         for direction in setting.directions:
-            pair[direction] = setting.value
-        for direction in (LR, RL):
-            self.transparent[direction] = all(pair[direction].high <= 0 for pair in self.values.values())
+            self._values[direction][parameter] = setting.value
+            self.lanes[direction] = Lane(self._values[direction])
 
 
 class Chain:
