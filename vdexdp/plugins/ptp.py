@@ -95,21 +95,27 @@ class PtpStream(Stream):
         return None if self._due is None else max(0.0, self._due - time.monotonic())
 
     def recv(self, batch: Batch) -> None:
-        if self._closed:
+        if self._closed or self._receive(batch):
             return
         try:
             self._advance()
         except HostError as error:
             self._fault = f"{error.subject}: {error.cause}"
             self._due = time.monotonic() + RETRY
-        if self._reader is not None:
-            try:
-                got = self._reader.recv(batch)
-            except (HangUp, OSError):
-                self._leave()
-            else:
-                if got and self._datagram is not None and not self._datagram.alive:
-                    self._datagram.look()
+        self._receive(batch)
+
+    def _receive(self, batch: Batch) -> bool:
+        """Whether the peer had something.  Only then may everything else wait for the next call."""
+        if self._reader is None:
+            return False
+        try:
+            got = self._reader.recv(batch)
+        except (HangUp, OSError):
+            self._leave()
+            return False
+        if got and self._datagram is not None and not self._datagram.alive:
+            self._datagram.look()
+        return got > 0
 
     def send(self, batch: Batch, start: int = 0) -> int:
         if self._datagram is not None and not self._datagram.alive:
