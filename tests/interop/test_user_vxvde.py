@@ -96,6 +96,20 @@ def test_several_nodes_on_one_host(lab: Lab, hosts: Hosts) -> None:
             assert ping(guest, f"10.0.0.{number}").received == 3, f"{guest.name} to {number}"
 
 
+def test_checksums_that_a_virtual_link_left_open(lab: Lab, hosts: Hosts) -> None:
+    """A peer in the kernel path leaves inner checksums to the NIC, and a veth has none that would do it."""
+    network = f"vxvde://{GROUP}"
+    left, right = hosts
+    left.run("ethtool", "-K", "lan0", "tx-udp_tnl-segmentation", "off", "tx-udp_tnl-csum-segmentation", "off")
+    guest = lab.guest(left, "g1", 1)
+    left.spawn(*VDEXDP, "vde_plug", "netdev://g1", network).wait_output("in the kernel", timeout=20)
+    ours(right, "t2", network)
+    lab.address(right, "t2", 2)
+    iperf_server(right)
+    for address in ("10.0.0.2", "fd00::2"):
+        assert tcp(guest, address, seconds=1).bits_per_second > 20e6
+
+
 def test_a_peer_leaves_and_another_takes_its_mac(lab: Lab, hosts: Hosts) -> None:
     """The goodbye makes us forget at once; without it the address would be looked for in the old place for 128 s."""
     network = f"vxvde://{GROUP}"

@@ -11,6 +11,10 @@ marks the endpoint object as gone, which forgets all its MACs at once.  The tabl
 expired is removed at most once a second, and if that does not help, new addresses are not learnt: their frames are
 flooded, and nothing that is in use is pushed out.
 
+Peers whose frames come from a kernel (the kernel's vxlan device, our own kernel path) leave inner checksums to the NIC.
+Where there is none in between (virtual machines on one bridge, a veth), frames arrive as the peer's stack left them,
+and a tap behind us would carry them on so.  Hence every checksum is looked at.
+
 Our own group traffic comes back, as other nodes on this host must hear it.  It is recognized by our port and a
 local address.  Whether an address is local is asked from the routing table: the kernel chooses an address itself as the
 source for talking to it exactly if it is its own.
@@ -144,6 +148,7 @@ class VxStream(Stream):
         return [reader.fd for reader in self._readers]
 
     def recv(self, batch: Batch) -> None:
+        start = batch.count
         for reader in self._readers:
             if batch.full:
                 break
@@ -154,6 +159,8 @@ class VxStream(Stream):
                 raise self._explain(error) from error
             if count:
                 self._take(batch, first, count, bytes(reader.vector.headers), bytes(reader.vector.names))
+        for index in range(start, batch.count):
+            close_checksum(batch[index])
         if batch.full and (lost := sum(map(overruns, self._sockets))):
             self.drops["overrun"] = lost
 
@@ -330,17 +337,7 @@ class VxvdeStream(VxStream):
 
 
 class VxlanStream(VxStream):
-    """A VXLAN node.
-
-    Its peers are kernels, which leave inner checksums to the NIC.  Where no NIC is in between (a bridge of virtual
-    machines, a veth), what arrives here is as the peer's stack left it, and a tap behind us would carry it on so.
-    """
-
-    def recv(self, batch: Batch) -> None:
-        first = batch.count
-        super().recv(batch)
-        for index in range(first, batch.count):
-            close_checksum(batch[index])
+    """A VXLAN node."""
 
     def _open_sockets(self) -> socket.socket:
         only = self._socket()
