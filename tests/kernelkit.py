@@ -71,8 +71,8 @@ class End(ABC):
                 return
             self.seen += [data for data in self.receive() if data[6:9] == MARK]
 
-    def close(self) -> None:
-        """Let go."""
+    @abstractmethod
+    def close(self) -> None: ...
 
 
 class PacketEnd(End):
@@ -156,21 +156,23 @@ class StreamEnd(End):
         os.close(self.our_in)
 
 
-def veth(lab: Lab, host: Namespace, number: int, options: str = "", *, here: bool = False) -> PacketEnd:
+def veth(
+    lab: Lab, host: Namespace, number: int, options: str = "", *, here: bool = False, mtu: int = JUMBO
+) -> PacketEnd:
     """A veth, whose far end is in a namespace of its own, or ``here`` in the host's."""
     name, far = f"v{number}", f"far{number}" if here else "eth0"
     guest = host if here else lab.namespace(f"guest{number}")
-    lab.pair(host, name, guest, far, mtu=JUMBO)
+    lab.pair(host, name, guest, far, mtu)
     # A far end with GRO has the receive queue that XDP redirects need.
     guest.run("ethtool", "-K", far, "gro", "on")
     return PacketEnd(number, f"netdev://{name}{options}", guest, far)
 
 
-def tap(host: Namespace, number: int) -> PacketEnd:
+def tap(host: Namespace, number: int, mtu: int = JUMBO) -> PacketEnd:
     """A tap that the plug opens; the end is the host's own stack."""
     name = f"t{number}"
     host.ip(f"tuntap add mode tap name {name}")
-    host.ip(f"link set {name} mtu {JUMBO} up")
+    host.ip(f"link set {name} mtu {mtu} up")
     return PacketEnd(number, f"tap://{name}", host, name)
 
 
@@ -218,7 +220,7 @@ def checksum(*parts: bytes) -> int:
     """The Internet checksum."""
     data = b"".join(parts)
     data += b"\0" * (len(data) & 1)
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

@@ -23,9 +23,10 @@ import ctypes
 import errno
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from vdexdp.control import abi, bytecode, libbpf
 from vdexdp.errors import HostError, KernelFeatureError, PrivilegeError
@@ -75,6 +76,15 @@ def _attach_type(point: str) -> int:
     if point.endswith("_xdp"):
         return libbpf.ATTACH_XDP
     return libbpf.ATTACH_TCX_EGRESS if point == "port_egress" else libbpf.ATTACH_TCX_INGRESS
+
+
+def _tag(fd: int) -> str:
+    """The kernel's digest of the instructions of a program, or of that behind a link; something unique where it tells none."""
+    with suppress(OSError):
+        for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
+            if line.startswith("prog_tag:"):
+                return line.split()[1]
+    return f"unknown {fd}"
 
 
 def _denied(error: OSError) -> HostError:
@@ -143,20 +153,28 @@ class Dataplane:
         return cls(maps)
 
     def prepare(self, points: Iterable[str]) -> None:
-        """Loads the programs for these attach points at once (compiling in parallel what is not cached)."""
+        """Loads the programs for these attach points at once (compiling in parallel what is not cached).
+
+        Either all or none: programs of two versions are not mixed.
+        """
         wanted = dict.fromkeys((*_JUMPS, *points))
         missing = [name for name in wanted if name not in self._programs]
         if not missing:
             return
         fds = {name: one.fd for name, one in self.maps.items()}
-        for name, image in bytecode.images(missing).items():
-            kind = bytecode.PROGRAMS[name].kind
-            try:
-                self._programs[name] = libbpf.prog_load(kind, name, bytecode.relocate(image, fds))
-            except OSError as error:
-                raise _denied(error) from error
-            if name in _JUMPS:
-                self.maps["jumps"].update(_JUMPS[name], self._programs[name])
+        with ExitStack() as undo:
+            loaded: dict[str, int] = {}
+            for name, image in bytecode.images(missing).items():
+                kind = bytecode.PROGRAMS[name].kind
+                try:
+                    loaded[name] = libbpf.prog_load(kind, name, bytecode.relocate(image, fds))
+                except OSError as error:
+                    raise _denied(error) from error
+                undo.callback(os.close, loaded[name])
+            undo.pop_all()
+        self._programs |= loaded
+        for name in _JUMPS.keys() & loaded.keys():
+            self.maps["jumps"].update(_JUMPS[name], loaded[name])
 
     def program(self, point: str) -> int:
         """The loaded program's descriptor."""
@@ -190,16 +208,27 @@ class Dataplane:
                     "another XDP program is attached",
                     'see it with "bpftool net", or use hook=tc',
                 ) from error
+            if error.errno == errno.ERANGE and point.endswith("_xdp"):
+                raise KernelFeatureError(
+                    f"interface {ifindex}", "its MTU, or its far end's, is too large for XDP", "lower it, or use hook=tc"
+                ) from error
             if error.errno in (errno.EOPNOTSUPP, errno.EINVAL) and point.endswith("_xdp"):
                 raise KernelFeatureError(
                     f"interface {ifindex}", f"its driver refuses native XDP ({os.strerror(error.errno)})", "use hook=tc"
                 ) from error
             raise HostError.from_oserror(f"interface {ifindex}", error) from error
 
-    def replace(self, link_fd: int, point: str) -> None:
-        """Puts this version's program behind an existing link, without losing a frame."""
+    def replace(self, link_fd: int, point: str) -> bool:
+        """Puts this version's program behind an existing link, without losing a frame.
+
+        False where it is there already.  Raises HostError.
+        """
+        program = self.program(point)
+        if _tag(program) == _tag(link_fd):
+            return False
         try:
-            libbpf.link_update(link_fd, self.program(point))
+            libbpf.link_update(link_fd, program)
+            return True
         except OSError as error:
             raise HostError.from_oserror(f"link of {point}", error) from error
 
