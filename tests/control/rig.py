@@ -73,6 +73,12 @@ def call(host: Namespace, op: str, **parts: Any) -> dict[str, Any]:
         return client.call(op, **parts)
 
 
+def silent(guest: Namespace, address: str) -> bool:
+    """Whether two pings within a second stay without an answer."""
+    arguments = ("-c", "2", "-i", "0.2", "-w", "1", address)
+    return guest.run("ping", *arguments, check=False).returncode != 0
+
+
 def port(shown: dict[str, Any], name: str) -> dict[str, Any]:
     """The port of that name, or that begins so."""
     return next(one for one in shown["ports"] if one["name"].startswith(name))

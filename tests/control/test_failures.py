@@ -120,7 +120,7 @@ def test_every_step_that_fails_is_undone(lab: Lab, saboteur: Saboteur, case: str
             assert not list(tables.maps["endpoints"].items()), saboteur.hit
             left = (model.plugs, model.ports.all, model.tunnels.lacs, model.tunnels.uplinks, model.cables)
             assert not any(left), f"{left} after {saboteur.hit}"
-            if len(steps) % 5 == 0:
+            if len(steps) % 8 == 0:
                 same(host, before)
         assert len(steps) >= 8, steps
         assert links_held() >= (2 if case == "cable" else 3), "it plugs when nothing fails"

@@ -47,8 +47,8 @@ def test_two_hosts(two_hosts: TwoHosts) -> None:
 
 def test_a_goodbye_purges_what_the_peer_was_learnt_as(two_hosts: TwoHosts) -> None:
     left, right = two_hosts.left, two_hosts.right
-    daemon(left)
-    daemon(right)
+    daemon(left, "--auto")
+    daemon(right, "--auto")
     near, far = plug(left, wire("g1"), tunnel()), plug(right, wire("g2"), tunnel())
     assert ping(two_hosts.left_guest, "10.0.0.2")
     assert call(left, "show")["switches"][0]["fdb"] == 2
@@ -62,7 +62,7 @@ def test_plugs_share_a_network_and_leave_one_by_one(lab: Lab) -> None:
     host = lab.host("host")
     lab.underlay(host, lab.host("other"))
     guests = [lab.guest(host, f"g{n}", n, mtu=1400) for n in (1, 2)]
-    daemon(host)
+    daemon(host, "--auto")
     before = looks(host)
     first, second = plug(host, wire("g1"), tunnel()), plug(host, wire("g2"), tunnel())
     shown = call(host, "show")
@@ -85,8 +85,8 @@ def test_plugs_share_a_network_and_leave_one_by_one(lab: Lab) -> None:
 
 def test_a_bridge_tap_carries_userspace_frames(two_hosts: TwoHosts) -> None:
     left, right = two_hosts.left, two_hosts.right
-    daemon(left)
-    daemon(right)
+    daemon(left, "--auto")
+    daemon(right, "--auto")
     here, there = plug(left, Bridge("null://"), tunnel()), plug(right, wire("g2"), tunnel())
     mac = bytes.fromhex(two_hosts.right_guest.mac("eth0").replace(":", ""))
     ours = bytes.fromhex("020000000099")
@@ -109,7 +109,7 @@ def test_a_bridge_tap_carries_userspace_frames(two_hosts: TwoHosts) -> None:
 def test_a_cable_joins_two_devices(lab: Lab) -> None:
     host = lab.host("host")
     guests = [lab.guest(host, f"g{n}", n) for n in (1, 2)]
-    daemon(host)
+    daemon(host, "--auto")
     before = looks(host)
     cable = plug(host, wire("g1"), wire("g2"))
     assert ping(guests[0], "10.0.0.2")
@@ -123,7 +123,7 @@ def test_a_cable_joins_two_devices(lab: Lab) -> None:
 
 def test_fdb_by_hand(two_hosts: TwoHosts) -> None:
     left = two_hosts.left
-    daemon(left)
+    daemon(left, "--auto")
     near = plug(left, wire("g1"), tunnel())
     index = port(call(left, "show"), "g1")["index"]
     call(left, "fdb", action="add", mac="02:00:00:00:00:07", port=index)
