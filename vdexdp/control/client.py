@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from vdexdp.control.channel import Channel, Message
 from vdexdp.control.protocol import (
@@ -38,12 +38,16 @@ from vdexdp.control.protocol import (
 )
 from vdexdp.errors import DaemonError, HangUp, HostError, PrivilegeError, VdexdpError
 
+CONNECT_LIMIT = 0.05
+"""Seconds that a plug whose frames may pass through this process lets a busy daemon keep it waiting."""
+
 START_LIMIT = 30.0
 """Seconds for a daemon to answer after its start; compiling the programs is the long part, the first time."""
 
 REPLY_LIMIT = 30.0
 """Seconds for a reply."""
 
+_INSIST = 3.0
 _POLL = 0.02
 _RETRY = 1.0
 
@@ -113,26 +117,28 @@ def call(op: str, netns: int | None = None, limit: float = REPLY_LIMIT, **parts:
 class Starter:
     """Finds the daemon or starts it, step by step."""
 
+    _children: ClassVar[list[int]] = []
+    """Daemons that this process has started, to be reaped when they have ended."""
+
     def __init__(self) -> None:
         self._directory = -1
         self._process: tuple[int, int] | None = None  # pid, descriptor of what it says
-        self._children: list[int] = []  # started before, to be reaped
 
-    def attempt(self) -> Channel | None:
-        """One step: the connection, or None when it is worth trying again soon.
+    def attempt(self, limit: float = REPLY_LIMIT) -> Channel | None:
+        """One step: the connection, or None when it is worth trying again soon.  ``limit`` as for ``open_channel``.
 
         Raises what stands in the way for good: PrivilegeError, and DaemonError where the daemon could not start.
         """
-        self._children = [pid for pid in self._children if not os.waitpid(pid, os.WNOHANG)[0]]
+        self._children[:] = [pid for pid in self._children if not os.waitpid(pid, os.WNOHANG)[0]]
         try:
-            return open_channel()
+            return open_channel(limit=limit)
         except NotRunning:
             if self._process is not None:
                 return self._check()
             if self._lock():
                 # Somebody may have started one between our look and our lock.
                 try:
-                    return open_channel()
+                    return open_channel(limit=limit)
                 except NotRunning:
                     self._spawn()
         return None
@@ -228,7 +234,8 @@ class Plug:
     """Whether the daemon was started on demand, and may be again."""
     bridge: int = -1
     """The descriptor of the bridge tap, if the plug asked for one."""
-    state: Literal["plugged", "orphaned"] = "plugged"
+    state: Literal["plugged", "orphaned", "resuming"] = "plugged"
+    """Orphaned: without a daemon.  Resuming: a new one has the lease, and has not answered yet."""
     _starter: Starter = field(default_factory=Starter)
     _next: float = 0.0
     _said: str = ""
@@ -239,10 +246,10 @@ class Plug:
 
     def timeout(self) -> float | None:
         """Seconds until ``tick`` wants to be called, or None."""
-        return None if self.channel is not None else max(0.0, self._next - time.monotonic())
+        return None if self.state == "plugged" else max(0.0, self._next - time.monotonic())
 
     def serve(self) -> None:
-        """Handle what the daemon sent.  Raises HangUp when the plug is over, ProtocolError."""
+        """Handle what the daemon sent.  Raises HangUp when the plug is over, ProtocolError, HostError when refused."""
         if self.channel is None:
             return
         message = self.channel.recv()
@@ -253,6 +260,9 @@ class Plug:
         if event == "lease":
             self._replace_lease(message)
             return
+        if event is None and self.state == "resuming":
+            self._resumed(message)
+            return
         message.close()
         if event == "unplugged":
             raise HangUp(f"{message.body.get('subject', 'the plug')}: {message.body.get('cause', 'unplugged')}")
@@ -260,12 +270,15 @@ class Plug:
             raise HangUp("the daemon was stopped")
 
     def tick(self) -> None:
-        """Look for a daemon, when ``timeout`` has passed.  Frames flow meanwhile.  Raises HostError when refused."""
-        if self.channel is not None or time.monotonic() < self._next:
+        """Look for a daemon, when ``timeout`` has passed.  Frames flow meanwhile."""
+        if self.state == "plugged" or time.monotonic() < self._next:
             return
+        if self.state == "resuming":
+            self._say(f"daemon: gave no answer within {REPLY_LIMIT:g} s; frames flow on without it")
+            self._lost()
         self._next = time.monotonic() + _RETRY
         try:
-            channel = self._starter.attempt() if self.auto else open_channel()
+            channel = self._starter.attempt(CONNECT_LIMIT) if self.auto else open_channel(limit=CONNECT_LIMIT)
         except (NotRunning, PrivilegeError, DaemonError) as error:
             self._say(f"{error.subject}: {error.cause}; frames flow on without it")
             return
@@ -290,23 +303,33 @@ class Plug:
     def _lost(self) -> None:
         if self.channel is not None:
             self.channel.close()
-        self.channel = None
-        self.state = "orphaned"
-        self._next = time.monotonic()
+        self._next = time.monotonic() + (_RETRY if self.state == "resuming" else 0.0)
+        self.channel, self.state = None, "orphaned"
 
     def _resume(self, channel: Channel) -> None:
+        """Hand the lease back; the answer, for which frames need not wait, comes to ``serve``."""
         fds = self.reply.fds
         try:
-            message = ask(channel, resume_request(self.reply.lease, fds), list(fds.values()))
-            check_reply(message.body)
-        except DaemonError as error:
+            channel.send(resume_request(self.reply.lease, fds), list(fds.values()))
+        except (DaemonError, OSError) as error:
             channel.close()
             self._say(str(error))
             return
+        self.channel, self.state = channel, "resuming"
+        self._next = time.monotonic() + REPLY_LIMIT
+
+    def _resumed(self, message: Message) -> None:
+        try:
+            check_reply(message.body)
+        except DaemonError as error:
+            message.close()
+            self._say(str(error))
+            self._lost()
+            return
         except VdexdpError:
-            channel.close()
+            message.close()
             raise
-        self.channel, self.state, self._said = channel, "plugged", ""
+        self.state, self._said = "plugged", ""
         if "lease" in message.body:
             self._replace_lease(message)
         else:
@@ -329,7 +352,8 @@ def plug(wanted: PlugRequest, fds: list[int]) -> Plug:
 
     Raises PrivilegeError and DaemonError where there is no daemon to be had, and what the daemon answers.
     """
-    for attempt in (1, 2, 3):
+    begin = time.monotonic()
+    while True:
         channel = connect()
         try:
             auto = bool(check_reply(ask(channel, request("hello")).body).get("auto", False))
@@ -337,11 +361,10 @@ def plug(wanted: PlugRequest, fds: list[int]) -> Plug:
         except DaemonError:
             # A daemon that leaves after its last plug may have let us in on its way out.
             channel.close()
-            if attempt == 3:
+            if time.monotonic() - begin > _INSIST:
                 raise
         except BaseException:
             channel.close()
             raise
         else:
             return Plug(channel, reply, auto, bridge=reply.fds.pop("bridge", -1))
-    raise AssertionError("the third attempt returns or raises")
