@@ -125,8 +125,8 @@ def net(two_hosts: TwoHosts) -> Iterator[Net]:
             "right": RawPort(two_hosts.right_guest, "eth0"),
             "stream": stream,
         }
-        for name in ports:  # all switches learn where everybody is
-            ports[name].send(b"\xff" * 6 + MACS[name] + ETHERTYPE + bytes(100))
+        for name, port in ports.items():  # all switches learn where everybody is
+            port.send(b"\xff" * 6 + MACS[name] + ETHERTYPE + bytes(100))
         until(lambda: len(learnt(left)) == 3, "all addresses to be learnt")
         time.sleep(0.2)
         yield Net(left, master, ports)

@@ -2,8 +2,10 @@
 """From C sources to BPF instructions, by way of a cache.
 
 Compiled instructions are the same on every kernel of one architecture (what kernels differ in is tried at load or
-attach time), so that the cache is keyed by the sources and the flags alone and may be shipped.  Compiling happens in
-child processes, all programs that are wanted at once in parallel: see :mod:`vdexdp.control.bytecode_bcc`.
+attach time), so that the cache is keyed by the sources and the flags alone and may be shipped: a wheel brings
+``vdexdp/_bytecode``, and needs no compiler.  A file that by its checksum is not what was written counts as missing.
+Compiling happens in child processes, all programs that are wanted at once in parallel: see
+:mod:`vdexdp.control.bytecode_bcc`.
 
 Maps are addressed by placeholder descriptors, numbered from ``FIRST_MAP`` on in the order of ``abi.MAPS``;
 :func:`relocate` puts real descriptors in.
@@ -31,6 +33,7 @@ from vdexdp.errors import KernelFeatureError
 
 FIRST_MAP = 1000
 _COMPILE_SECONDS = 60
+_CHECKSUM = 32
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ def _sources_digest() -> str:
     return digest.hexdigest()[:24]
 
 
-def _file_name(program: Program) -> str:
+def file_name(program: Program) -> str:
+    """Where a program is kept, in a cache's directory."""
     return f"{program.name}-{_sources_digest()}.bpf"
 
 
@@ -91,13 +95,27 @@ def _trusted(path: Path) -> bool:
 
 def _cached(program: Program) -> bytes | None:
     for folder in (abi.source_dir().parent / "_bytecode", cache_dir()):
-        path = folder / _file_name(program)
+        path = folder / file_name(program)
         if _trusted(path):
             with suppress(OSError):
-                image = path.read_bytes()
-                if image and len(image) % 8 == 0:
+                data = path.read_bytes()
+                image = data[:-_CHECKSUM]
+                if image and len(image) % 8 == 0 and data == _sealed(image):
                     return image
     return None
+
+
+def _sealed(image: bytes) -> bytes:
+    """The content of a file: the instructions and their SHA-256."""
+    return image + hashlib.sha256(image).digest()
+
+
+def write(path: Path, image: bytes) -> None:
+    """Make a file of a cache, whole or not at all.  Raises OSError."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as stream:
+        stream.write(_sealed(image))
+    os.chmod(stream.name, 0o644)
+    os.replace(stream.name, path)
 
 
 def _store(program: Program, image: bytes) -> None:
@@ -106,10 +124,7 @@ def _store(program: Program, image: bytes) -> None:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         for old in folder.glob(f"{program.name}-*.bpf"):
             old.unlink(missing_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as stream:
-            stream.write(image)
-        os.chmod(stream.name, 0o644)
-        os.replace(stream.name, folder / _file_name(program))
+        write(folder / file_name(program), image)
 
 
 def command(program: Program, tree: Path) -> list[str]:

@@ -79,7 +79,9 @@ def _attach_type(point: str) -> int:
 
 
 def _tag(fd: int) -> str:
-    """The kernel's digest of the instructions of a program, or of that behind a link; something unique where it tells none."""
+    """The kernel's digest of a program's instructions, or of the program's behind a link; where it tells none, a text
+    that is equal to no other.
+    """
     with suppress(OSError):
         for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
             if line.startswith("prog_tag:"):
@@ -210,7 +212,9 @@ class Dataplane:
                 ) from error
             if error.errno == errno.ERANGE and point.endswith("_xdp"):
                 raise KernelFeatureError(
-                    f"interface {ifindex}", "its MTU, or its far end's, is too large for XDP", "lower it, or use hook=tc"
+                    f"interface {ifindex}",
+                    "its MTU, or its far end's, is too large for XDP",
+                    "lower it, or use hook=tc",
                 ) from error
             if error.errno in (errno.EOPNOTSUPP, errno.EINVAL) and point.endswith("_xdp"):
                 raise KernelFeatureError(

@@ -17,7 +17,7 @@ from typing import Final, Literal
 from vdexdp.control.dataplane import Dataplane, Link
 from vdexdp.control.netlink import Netlink
 from vdexdp.control.tables import Tables
-from vdexdp.errors import HostError, KernelFeatureError
+from vdexdp.errors import HostError, KernelFeatureError, VdexdpError
 
 _TUNSETOFFLOAD: Final = 0x400454D0
 _TUN_OFFLOADS: Final = (0x6F, 0x0F)
@@ -34,6 +34,10 @@ class Host:
         self.dataplane = dataplane
         self.netlink = netlink
         self.tables = Tables(dict(dataplane.maps))
+        self.replaced = 0
+        """Programs of an older daemon that were replaced by ours."""
+        self.refused = ""
+        """Why this version's programs can't be loaded, where an older daemon's go on instead."""
 
     def close(self) -> None:
         """Let go; what plugs hold lives on."""
@@ -53,10 +57,17 @@ class Host:
         return Link(-1, point, ifindex, lambda: self.netlink.clsact_detach(filter_))
 
     def adopt_link(self, fd: int | None, ifindex: int, point: str) -> Link:
-        """Go on with a link from a lease, with this version's program behind it; attach anew where there was none."""
+        """Go on with a link from a lease, with this version's program behind it; attach anew where there was none.
+
+        Where this version's programs can't be loaded, the older ones go on: frames first.
+        """
         if fd is None:
             return self.attach(ifindex, point)
-        self.dataplane.replace(fd, point)
+        if not self.refused:
+            try:
+                self.replaced += self.dataplane.replace(fd, point)
+            except VdexdpError as error:
+                self.refused = str(error)
         return Link(fd, point, ifindex)
 
     def private(self, name: str) -> None:

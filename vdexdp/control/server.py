@@ -316,10 +316,22 @@ class Server:
             self.awaited.subtract([client.peer.pid])
             self.awaited = +self.awaited
         self._plugs_changed()
+        self._resumed(client)
         self._tell(self._model().follow([Event("lost", 0)]))
         state, held = self._model().lease(client.plug) if client.plug is not None else ({}, {})
         plug = lease["plug"]["id"] if client.plug is None else client.plug.id
         return Reply({"ok": True, "plug": plug, "lease": state, "fds": list(held)}, list(held.values()))
+
+    def _resumed(self, client: Client) -> None:
+        host = self._model().host
+        if client.plug is not None:
+            number, replaced = client.plug.id, host.replaced
+            host.replaced = 0
+            print(
+                f"vdexdp: plug {number} of process {client.peer.pid} taken over; {replaced} programs replaced",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _adopt_maps(self, fds: dict[str, int]) -> None:
         """The first lease's maps become ours; every other lease has to bring the same."""
@@ -329,7 +341,15 @@ class Server:
             for name in maps:
                 del fds[f"map:{name}"]
             self.model = Model(host)
-            self.sweep = (time.monotonic() + COME_BACK, *host.tables.adopt())
+            ports, switches = host.tables.adopt()
+            try:
+                host.dataplane.prepare(COMMON_POINTS)
+            except VdexdpError as error:
+                host.refused = str(error)
+                self._log(HostError("upgrade", f"the older programs go on: {error}"))
+            # Loading, and compiling even more, takes its time, and the other plugs wait in our queue meanwhile.
+            self.wait_until = time.monotonic() + COME_BACK
+            self.sweep = (self.wait_until, ports, switches)
             return
         ours = libbpf.map_info(self.model.host.dataplane.maps["ports"].fd).id
         if "ports" not in maps or libbpf.map_info(maps["ports"]).id != ours:
