@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 
 from tests.streamkit import collect, frame, holdings, offer, open_end, run_until
-from vdexdp.errors import HostError, PrivilegeError, VnlError
+from vdexdp.errors import HostError, PrivilegeError, RequestError, VnlError
 from vdexdp.plugins import registry
-from vdexdp.plugins.base import Stream
+from vdexdp.plugins.base import OpenContext, Stream
 
 
 @pytest.fixture(params=["sequenced", "datagram"])
@@ -111,6 +111,16 @@ def test_frames_both_ways_and_a_third_is_refused(path: Path) -> None:
     assert not second.drops
     first.close()
     second.close()
+
+
+@pytest.mark.usefixtures("wire")
+def test_mode_and_group_of_the_command_line(path: Path, root: None) -> None:
+    first = open_end(f"ptp://{path}", OpenContext(mode=0o770, group="daemon"))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o770
+    assert path.stat().st_gid == 1
+    first.close()
+    with pytest.raises(RequestError, match="names no group"):
+        open_end(f"ptp://{path}", OpenContext(group="no-such-group"))
 
 
 @pytest.mark.usefixtures("wire")

@@ -100,9 +100,12 @@ class CommandStream(ByteStream):
         self._has_ended(FAREWELL)
         # Not reaped yet, so the group's number is still the command's.
         for number in (signal.SIGTERM, signal.SIGKILL):
-            os.killpg(self._pid, number)
+            try:
+                os.killpg(self._pid, number)
+            except PermissionError:
+                pass  # it has become another user (sudo), and ends when it sees its input closed, or not
             self._has_ended(PATIENCE)
-        os.waitpid(self._pid, 0)
+        os.waitpid(self._pid, os.WNOHANG)
         os.close(self._pidfd)
         self._pid = 0
 
@@ -118,7 +121,7 @@ class CommandStream(ByteStream):
         if result.si_code == os.CLD_EXITED:
             text = f"{self.name} ended with status {result.si_status}"
         else:
-            text = f"{self.name} was ended by {signal.Signals(result.si_status).name}"
+            text = f"{self.name} was ended by signal {result.si_status}, {signal.strsignal(result.si_status)}"
         if result.si_status and not self._told:
             print(text, file=sys.stderr)
         self._told = True

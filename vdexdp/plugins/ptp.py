@@ -30,10 +30,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vdexdp.errors import HangUp, HostError, PrivilegeError, VnlError
+from vdexdp.errors import HangUp, HostError, PrivilegeError, RequestError, VnlError
 from vdexdp.plugins.base import Batch, NoKernelEnd, OpenContext, Parsed, Plugin, Stream
 from vdexdp.plugins.mmsg import FATAL, Reader, Writer
-from vdexdp.plugins.ptpdatagram import LOOK, DatagramEnd, spoken_here
+from vdexdp.plugins.ptpdatagram import LOOK, DatagramEnd, bind, spoken_here
 
 ANSWER_WAIT = 2.0
 """Seconds that a connector waits for the listener's byte."""
@@ -64,9 +64,10 @@ class PtpSpec:
 class PtpStream(Stream):
     """At any time: listening (with or without a peer), connected, awaiting the listener's byte, or between attempts."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, context: OpenContext) -> None:
         super().__init__()
         self._path = path
+        self._context = context
         self._listener: socket.socket | None = None
         self._inode = (0, 0)  # device and inode of the path as we bound it
         self._asking: socket.socket | None = None  # connected, the listener's byte has not come yet
@@ -147,8 +148,11 @@ class PtpStream(Stream):
     def _decide(self) -> None:
         """Wait until the first attempt has come to something: a peer, a name of our own, or an error."""
         while self._peer is None and self._listener is None and self._datagram is None:
-            descriptors = self.readers()
-            select.select(descriptors, [], [], self.timeout())
+            poll = select.poll()
+            for fd in self.readers():
+                poll.register(fd, select.POLLIN)
+            due = self.timeout()
+            poll.poll(None if due is None else due * 1000)
             self._advance()
 
     def _advance(self) -> None:
@@ -217,21 +221,23 @@ class PtpStream(Stream):
     def _listen(self) -> None:
         s = _socket()
         try:
-            os.fchmod(s.fileno(), 0o700)  # what the name is created with: never open to others
-            s.bind(self._path)
+            bind(s, self._path, self._context)
             s.listen(8)
             status = os.stat(self._path)
         except OSError as error:
             s.close()
             self._not_bound(error)
             return
+        except RequestError:
+            s.close()
+            raise
         self._inode = (status.st_dev, status.st_ino)
         self._listener = s
         self._due = time.monotonic() + RETRY
 
     def _bind_datagram(self, second: bool) -> None:
         try:
-            end = DatagramEnd(self._path, second)
+            end = DatagramEnd(self._path, second, self._context)
         except OSError as error:
             self._not_bound(error)
             return
@@ -373,7 +379,7 @@ class PtpPlugin(Plugin):
         return PtpSpec(path)
 
     def open(self, spec: PtpSpec, context: OpenContext) -> PtpStream:
-        return PtpStream(spec.path)
+        return PtpStream(spec.path, context)
 
     def kernel_end(self, spec: PtpSpec) -> NoKernelEnd:
         return NoKernelEnd("ptp:// is a UNIX socket")

@@ -22,9 +22,11 @@ import socket
 import stat
 import struct
 
-from vdexdp.errors import HostError
+from vdexdp.errors import HostError, RequestError
 from vdexdp.plugins import cmodule
+from vdexdp.plugins.base import OpenContext
 from vdexdp.plugins.mmsg import address_of
+from vdexdp.vnl import group_id
 
 LOOK = 0.25
 """Seconds between looks at whether the other end is there."""
@@ -44,13 +46,35 @@ def spoken_here() -> bool:
         return False
 
 
+def bind(end: socket.socket, path: str, context: OpenContext, mark: int = 0) -> None:
+    """Give the socket its name: for the owner only, or with the group and the mode of the command line.
+
+    ``mark`` are mode bits to add.  Raises OSError, RequestError.
+    """
+    gid = None
+    if context.group is not None:
+        gid = group_id(context.group)
+        if gid is None:
+            raise RequestError(f"-g {context.group}", "names no group of this system")
+    os.fchmod(end.fileno(), 0o700 | mark)  # what the name is created with, so that it is never open to others
+    end.bind(path)
+    try:
+        if gid is not None:
+            os.chown(path, -1, gid)
+        if context.mode is not None:
+            os.chmod(path, context.mode | mark)
+    except OSError:
+        os.unlink(path)
+        raise
+
+
 class DatagramEnd:
     """One bound socket; ``alive`` says whether the other end was there when we last looked.
 
     ``target`` is what to send to where the socket is not connected: address and size of a socket address in memory.
     """
 
-    def __init__(self, path: str, second: bool) -> None:
+    def __init__(self, path: str, second: bool, context: OpenContext) -> None:
         self.second = second
         self._own, self._other = (path + "+", path) if second else (path, path + "+")
         self._address = bytearray(_FAMILY.pack(socket.AF_UNIX) + os.fsencode(self._other) + b"\0")
@@ -60,9 +84,7 @@ class DatagramEnd:
         try:
             if second:
                 self._bury()
-            # What the name is created with: never open to others.
-            os.fchmod(self.socket.fileno(), 0o700 | (stat.S_ISVTX if second else 0))
-            self.socket.bind(self._own)
+            bind(self.socket, self._own, context, stat.S_ISVTX if second else 0)
             self._inode = os.stat(self._own).st_ino
         except BaseException:
             self.socket.close()
@@ -89,7 +111,10 @@ class DatagramEnd:
 
     def close(self) -> None:
         if self._owns_name():
-            os.unlink(self._own)
+            try:
+                os.unlink(self._own)
+            except OSError:
+                pass
         self.socket.close()
 
     def _may_connect(self) -> bool:
