@@ -109,3 +109,14 @@ def test_cmd(lab: Lab, hosts: tuple[Namespace, Namespace], parent: str, child: s
     plug(parent, left, "t1", f"cmd://{' '.join(command)}")
     wait_until(lambda: right.exists("t2"), what="t2")
     exercise(lab, left, right)
+
+
+def test_bridged_into_a_kernel_network(lab: Lab, hosts: tuple[Namespace, Namespace], tmp_path: Path) -> None:
+    """A stock plug on a ptp, the ptp in a vxvde network that runs in the kernel, and a node of that network."""
+    left, right = hosts
+    lab.underlay(left, right, mtu=1600)
+    bridge = left.spawn(*program(OURS), f"ptp://{tmp_path}/p", "vxvde://234.0.0.1")
+    bridge.wait_output("bridged into the kernel")
+    plug(STOCK, left, "t1", f"ptp://{tmp_path}/p")
+    right.spawn(*program(OURS), "tap://t2", "vxvde://234.0.0.1").wait_output("in the kernel")
+    exercise(lab, left, right)
