@@ -8,6 +8,7 @@ compiler makes of the same header: sizes, offsets, values.
 * ``K``: every ``#define`` and enumerator with an integer value, by name;
 * ``S``: every struct, by name, as a :class:`ctypes.Structure`;
 * ``enum(name)``: the enumerators in order, with their help texts;
+* ``record(name)``: a struct as a :class:`struct.Struct`, for many of them at once;
 * ``MAPS``: the map table.
 
 ``__be16`` and ``__be32`` members hold network byte order, everything else the host's.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import struct
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -120,3 +122,14 @@ K, S, _ENUMS, MAPS = _parse((source_dir() / "abi.h").read_text())
 def enum(name: str) -> tuple[Enumerator, ...]:
     """The enumerators of ``enum name``, without the closing ``…_MAX``."""
     return tuple(row for row in _ENUMS[name] if not row.name.endswith("_MAX"))
+
+
+_CODES = {ctypes.c_uint8: "B", ctypes.c_uint16: "H", ctypes.c_uint32: "I", ctypes.c_uint64: "Q"}
+
+
+@cache
+def record(name: str) -> tuple[struct.Struct, tuple[str, ...]]:
+    """The layout of ``struct name`` and the names of its members in order; an array is one bytes object."""
+    fields = S[name]._fields_
+    codes = (_CODES.get(kind) or f"{ctypes.sizeof(kind)}s" for _, kind in fields)
+    return struct.Struct("=" + "".join(codes)), tuple(field for field, _ in fields)

@@ -8,19 +8,20 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from vdexdp.control import fdb as table
 from vdexdp.control.abi import K
 from vdexdp.control.channel import Body, take
 from vdexdp.control.model import Model
 from vdexdp.control.netlink import canonical
 from vdexdp.control.ports import Port
-from vdexdp.control.tables import FdbCensus, mac_bytes
+from vdexdp.control.tables import mac_bytes
 from vdexdp.control.tunnels import Lac, Uplink
 from vdexdp.errors import RequestError
 
 
 def show(model: Model) -> Body:
     """Plugs, switches, ports, uplinks and the worker, with their counters."""
-    census = model.host.tables.fdb_census()
+    census = table.census(model.host.tables)
     if model.tunnels.exception is not None:
         model.worker_said(model.tunnels.exception.ask_stats())
     switches = [_lac_switch(model, lac, census) for lac in model.tunnels.lacs.values()]
@@ -38,7 +39,7 @@ def show(model: Model) -> Body:
     }
 
 
-def _lac_switch(model: Model, lac: Lac, census: FdbCensus) -> Body:
+def _lac_switch(model: Model, lac: Lac, census: table.Census) -> Body:
     members = sorted(port.index for port in model.ports.all.values() if port.switch == lac.switch)
     return {
         "id": lac.switch,
@@ -121,7 +122,7 @@ def fdb(model: Model, body: Mapping[str, Any]) -> Body:
         raise RequestError(f"switch {switch}", "no such switch", 'see "vdexdp show"')
     tables = model.host.tables
     if action == "list":
-        return {"entries": [asdict(row) | {"age": round(row.age, 1)} for row in tables.fdb(switch)]}
+        return {"entries": [asdict(row) | {"age": round(row.age, 1)} for row in table.rows(tables, switch)]}
     if action == "flush":
         for one in [switch] if switch is not None else list(model.tunnels.lacs):
             tables.fdb_flush(one)

@@ -47,6 +47,11 @@ def words(address: str) -> tuple[int, int, int, int]:
     return first, second, third, fourth
 
 
+def swap16(value: int) -> int:
+    """Between host and network byte order."""
+    return int.from_bytes(value.to_bytes(2, "little"), "big")
+
+
 def text(value: tuple[int, ...] | list[int]) -> str:
     """The inverse of :func:`words`."""
     packed = struct.pack("=4I", *value)

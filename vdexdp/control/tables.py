@@ -13,13 +13,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
+from vdexdp.control import fdb
 from vdexdp.control.abi import MAPS, K, S, enum
-from vdexdp.control.sockets import text, words
+from vdexdp.control.sockets import swap16, words
 from vdexdp.errors import HostError, RequestError
 
 SECOND: Final = 1_000_000_000
@@ -44,38 +43,7 @@ class MapLike(Protocol):
     def update(self, key: Any, value: Any) -> None: ...
     def delete(self, key: Any) -> bool: ...
     def items(self) -> Iterator[tuple[Any, Any]]: ...
-    def items_batch(self) -> Iterator[tuple[Any, Any]]: ...
-
-
-@dataclass(frozen=True)
-class FdbRow:
-    """One FDB entry.  ``endpoint`` is (address, UDP port) behind a tunnel, ``age`` seconds since it was last seen."""
-
-    switch: int
-    vlan: int
-    mac: str
-    port: int
-    endpoint: tuple[str, int] | None
-    age: float
-    static: bool
-    local: bool
-
-
-@dataclass(frozen=True)
-class FdbCensus:
-    """Entries and distinct tunnel endpoints by switch.  ``slots``: used of the map, what has expired included."""
-
-    entries: Counter[int]
-    endpoints: Counter[int]
-    slots: int
-
-
-Endpoint = tuple[bytes, int]
-"""Address and UDP port as in ``struct fdb_entry``."""
-
-
-def mac_text(mac: Iterable[int]) -> str:
-    return ":".join(f"{byte:02x}" for byte in mac)
+    def bytes_batch(self) -> Iterator[tuple[memoryview, memoryview]]: ...
 
 
 def mac_bytes(mac: str) -> bytes:
@@ -87,11 +55,6 @@ def mac_bytes(mac: str) -> bytes:
     if len(packed) != 6:
         raise RequestError(mac, "not a MAC address", "write it like 02:00:00:00:00:01")
     return packed
-
-
-def swap16(value: int) -> int:
-    """Between host and network byte order."""
-    return int.from_bytes(value.to_bytes(2, "little"), "big")
 
 
 class Tables:
@@ -120,9 +83,9 @@ class Tables:
         """Take over what stands in the maps: every used port and switch is taken.  Returns both sets."""
         self.ports_used |= {i for i in range(1, MAPS["ports"].entries) if self.port(i).kind != K["PORT_NONE"]}
         self.switches_used |= {i for i in range(1, MAPS["switches"].entries) if self.switch(i).mode}
-        for key, entry in self._fdb_items():
-            if entry.flags & K["FDB_F_STATIC"]:
-                self.static[key.switch_id, key.vlan, bytes(key.mac)] = entry.port
+        for at in fdb.items(self.maps["fdb"]):
+            if at.flags & K["FDB_F_STATIC"]:
+                self.static[at.switch_id, at.vlan, at.mac] = at.port
         return self.ports_used - {0}, self.switches_used - {0}
 
     # Ports
@@ -271,72 +234,6 @@ class Tables:
 
     # FDB
 
-    def fdb(self, switch: int | None = None) -> Iterator[FdbRow]:
-        """Entries as they stand, expired and forgotten ones left out."""
-        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        for key, entry, endpoint, live in self._fdb_judged(now):
-            if live and (switch is None or key.switch_id == switch):
-                yield FdbRow(
-                    switch=key.switch_id,
-                    vlan=key.vlan,
-                    mac=mac_text(key.mac),
-                    port=entry.port,
-                    endpoint=(text(list(entry.addr)), swap16(entry.udp_port)) if endpoint else None,
-                    age=max(0.0, (now - entry.last_seen) / SECOND),
-                    static=bool(entry.flags & K["FDB_F_STATIC"]),
-                    local=bool(entry.flags & K["FDB_F_LOCAL"]),
-                )
-
-    def fdb_census(self) -> FdbCensus:
-        """How many entries and distinct endpoints each switch has; about 3 µs for each entry."""
-        entries: Counter[int] = Counter()
-        endpoints: dict[int, set[Endpoint]] = {}
-        slots = 0
-        for key, _, endpoint, live in self._fdb_judged(time.clock_gettime_ns(time.CLOCK_MONOTONIC)):
-            slots += 1
-            if live:
-                switch = key.switch_id
-                entries[switch] += 1
-                if endpoint is not None:
-                    endpoints.setdefault(switch, set()).add(endpoint)
-        return FdbCensus(entries, Counter({switch: len(found) for switch, found in endpoints.items()}), slots)
-
-    def _fdb_judged(self, now: int) -> Iterator[tuple[Any, Any, Endpoint | None, bool]]:
-        """Every key and entry, the endpoint where it is behind a tunnel, and whether a program would still find it."""
-        static, tunnel = K["FDB_F_STATIC"], K["PORT_TUNNEL"]
-        switches: dict[int, tuple[int, int, int]] = {}
-        ports: dict[int, tuple[int, int, bool]] = {}
-        generations: dict[Endpoint, int] = {}
-        for key, entry in self._fdb_items():
-            switch, index = key.switch_id, entry.port
-            if switch not in switches:
-                info = self.switch(switch)
-                switches[switch] = (info.mode, info.generation, info.expiry)
-            if index not in ports:
-                port = self.port(index)
-                ports[index] = (port.switch_id, port.generation, port.kind == tunnel)
-            mode, generation, expiry = switches[switch]
-            owner, port_generation, tunnelled = ports[index]
-            endpoint = (bytes(entry.addr), entry.udp_port) if tunnelled else None
-            live = bool(mode) and owner == switch
-            if live and not entry.flags & static:
-                generation += port_generation
-                if endpoint is not None:
-                    if endpoint not in generations:
-                        slot = endpoint_slot(list(entry.addr), entry.udp_port)
-                        generations[endpoint] = self.maps["generations"].lookup(slot).value
-                    generation += generations[endpoint]
-                live = entry.generation == generation & 0xFFFFFFFF and now - entry.last_seen <= expiry
-            yield key, entry, endpoint, live
-
-    def _fdb_items(self) -> Iterator[tuple[Any, Any]]:
-        try:
-            yield from self.maps["fdb"].items_batch()
-        except OSError as error:  # a kernel before 5.6
-            if error.errno != errno.EINVAL:
-                raise
-            yield from self.maps["fdb"].items()
-
     def fdb_add(self, switch: int, vlan: int, mac: bytes, port: int, endpoint: tuple[str, int] | None = None) -> None:
         """A static entry: it never ages and never moves."""
         entry = S["fdb_entry"](
@@ -382,10 +279,3 @@ def endpoint_key(address: str, port: int, vni: int, uplink: int) -> bytes:
     key = S["endpoint_key"](uplink=uplink, vni=vni, udp_port=swap16(port))
     key.addr = type(key.addr)(*words(address))
     return bytes(key)
-
-
-def endpoint_slot(addr: list[int], udp_port: int) -> int:
-    """The slot of an endpoint's generation, as ``endpoint_generation`` in bpf/fdb.h computes it."""
-    slot = addr[0] ^ addr[1] ^ addr[2] ^ addr[3] ^ (udp_port * 0x9E3779B1 & 0xFFFFFFFF)
-    slot = slot * 0x85EBCA6B & 0xFFFFFFFF
-    return (slot ^ slot >> 16) & (K["GEN_SLOTS"] - 1)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""All daemons of a host, and what each of them says of itself.
+
+Every network namespace has its own daemon and its own control socket, named by the namespace's inode number.  People
+know namespaces by name: "host" is that of process 1, the others are called as ``ip netns`` calls them; one
+without a name keeps its number.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from vdexdp.control import client
+from vdexdp.control.channel import Body
+from vdexdp.control.protocol import RUN_DIR
+from vdexdp.errors import HostError, PrivilegeError, RequestError, VdexdpError
+
+HOST: Final = "host"
+NAMED: Final = Path("/run/netns")
+ANSWER_LIMIT: Final = 5.0
+"""Seconds for a daemon's answer: half of the time that Prometheus gives a scrape by default."""
+_AT_ONCE: Final = 8
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a daemon said to ``show``, and how long that took, in seconds.  ``error`` where it said nothing."""
+
+    netns: str
+    shown: Body | None
+    seconds: float
+    error: VdexdpError | None = None
+
+
+def _inode(path: Path | str) -> int | None:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return None
+
+
+def names() -> dict[int, str]:
+    """The names of this host's network namespaces by inode number; no two have the same."""
+    found: dict[int, str] = {}
+    host = _inode("/proc/1/ns/net")
+    if host is not None:
+        found[host] = HOST
+    with suppress(OSError):
+        for path in sorted(NAMED.iterdir()):
+            inode = _inode(path)
+            if inode is not None and path.name != HOST:
+                found.setdefault(inode, path.name)
+    return found
+
+
+def find_netns(name: str) -> int:
+    """The inode number of a namespace given by name or number.  Raises RequestError."""
+    inode = int(name) if name.isascii() and name.isdecimal() else None
+    if inode is None:
+        inode = _inode("/proc/1/ns/net" if name == HOST else NAMED / name)
+    if inode is None or "/" in name:
+        raise RequestError(name, "no such network namespace", 'see "ip netns", or give its inode number')
+    return inode
+
+
+def daemons() -> list[int]:
+    """The namespaces in which a daemon listens, or has left its socket without a word.  Raises HostError."""
+    try:
+        found = [path.stem for path in RUN_DIR.glob("*.sock")]
+    except OSError as error:
+        raise HostError.from_oserror(str(RUN_DIR), error) from error
+    return sorted(int(stem) for stem in found if stem.isdecimal())
+
+
+def _ask(inode: int, netns: str) -> Answer:
+    start = time.perf_counter()
+    try:
+        shown = client.call("show", inode, ANSWER_LIMIT)
+    except VdexdpError as error:
+        return Answer(netns, None, time.perf_counter() - start, error)
+    return Answer(netns, shown, time.perf_counter() - start)
+
+
+def ask_all(only: str = "") -> list[Answer]:
+    """What the daemons say, or one of them (``only`` as for ``find_netns``).
+
+    One that hangs does not keep the others waiting.
+    """
+    try:
+        wanted = [find_netns(only)] if only else daemons()
+    except VdexdpError as error:  # the namespace, or the directory, is gone for the moment
+        return [Answer(only or HOST, None, 0.0, error)]
+    known = names()
+    labels = [known.get(inode, str(inode)) for inode in wanted]
+    ask: Callable[[int, str], Answer] = _ask
+    if len(wanted) < 2:
+        return [ask(inode, netns) for inode, netns in zip(wanted, labels, strict=True)]
+    with ThreadPoolExecutor(min(len(wanted), _AT_ONCE)) as pool:
+        return list(pool.map(ask, wanted, labels))
+
+
+def check_access(only: str = "") -> None:
+    """Raises PrivilegeError where a daemon may not be asked, RequestError where there is no such namespace."""
+    if only:
+        find_netns(only)
+    for answer in ask_all(only):
+        if isinstance(answer.error, PrivilegeError):
+            raise answer.error
