@@ -253,6 +253,20 @@ def test_console_and_rc(tmp_path: Path) -> None:
     assert 'rc: "nonsense"' in found.stderr
 
 
+def test_daemon(tmp_path: Path) -> None:
+    """The launcher returns when all stands, with status 0; where it can't stand, it says why."""
+    path, pidfile = tmp_path / "mgmt", tmp_path / "pid"
+    words = [*TOOLS["ours"], "--daemon", "--pidfile", str(pidfile), "-M", str(path), "null://", "null://"]
+    first = subprocess.run(words, capture_output=True, text=True, timeout=5, check=False)
+    assert (first.returncode, first.stdout + first.stderr) == (0, "")
+    assert os.getsid(int(pidfile.read_text())) == int(pidfile.read_text())
+    second = subprocess.run(words, capture_output=True, text=True, timeout=5, check=False)
+    assert second.returncode == 1
+    assert "choose another path" in second.stderr
+    Manager(path).socket.send(b"shutdown\n")
+    wait_until(lambda: not pidfile.exists(), what="the end of the daemon")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -58,3 +58,19 @@ def test_saturated(lab: Lab, tmp_path: Path, plug: tuple[str, ...]) -> None:
 
 def test_stock_filter(lab: Lab, tmp_path: Path) -> None:
     Chain(lab, tmp_path, PLUG, ("wirefilter",)).check()
+
+
+def test_between_switches(lab: Lab, tmp_path: Path) -> None:
+    """``wirefilter -v``: a plug at each of two switches, 30 ms from left to right."""
+    hub, left, right = lab.host("hub"), lab.host("left"), lab.host("right")
+    for name in ("one", "two"):
+        hub.spawn(*PLUG, f"switch://{tmp_path}/{name}", "null://").wait_output("in userspace")
+    left.spawn(require_tool("vde_plug"), "tap://t0", f"vde://{tmp_path}/one")
+    right.spawn(*PLUG, "tap://t0", f"vde://{tmp_path}/two")
+    hub.spawn(*VDEXDP, "wirefilter", "-d", "LR30", "-v", f"{tmp_path}/one:vde://{tmp_path}/two")
+    for number, host in enumerate((left, right), 1):
+        Chain._wait_tap(host)
+        lab.address(host, "t0", number)
+    wait_until(lambda: ping(left, "10.0.0.2", count=1, timeout=0.3).received, what="the wire")
+    assert 29 < ping(left, "10.0.0.2", count=10).median < 36
+    assert 29 < ping(right, "10.0.0.1", count=10).median < 36

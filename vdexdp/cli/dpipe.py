@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 
 import click
 
+from vdexdp.cli.background import go_background
 from vdexdp.cli.pipes import WATCHED, Chain, Role, Stage, supervise
 from vdexdp.errors import HostError, RequestError
 
@@ -71,18 +72,6 @@ def _note(path: str, text: str) -> Iterator[None]:
 
 def _group() -> int:
     return -os.getpgrp()
-
-
-def _daemonize() -> None:
-    """As daemon(3): a new session, directory /, no terminal."""
-    if os.fork():
-        os._exit(0)
-    os.setsid()
-    os.chdir("/")
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    os.close(null)
 
 
 def _remove_later(paths: Sequence[str]) -> None:
@@ -147,7 +136,7 @@ def dpipe(
     stages = parse_chain(chain)
     files = [(os.path.abspath(path), number) for path, number in ((pidfile, os.getpid), (pgrpfile, _group)) if path]
     if daemon:
-        _daemonize()
+        go_background()()
     elif os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)

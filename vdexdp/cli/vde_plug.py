@@ -11,7 +11,7 @@ from __future__ import annotations
 import getopt
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from signal import SIGUSR1
@@ -183,9 +183,9 @@ def plug(arguments: Arguments) -> int:
     first = registry.parse(arguments.vnls[0] or "")
     second = registry.parse(registry.STDIO if arguments.vnls[1] is None else arguments.vnls[1])
     if arguments.daemon:
-        ready = _fork()
-        if ready is None:
-            return 0
+        from vdexdp.cli.background import go_background
+
+        ready = go_background()
     else:
         ready = _nothing
     with ExitStack() as undo:
@@ -223,34 +223,6 @@ def _logging(arguments: Arguments, undo: ExitStack) -> Wrapper | None:
 
 def _nothing() -> None:
     return
-
-
-def _fork() -> Callable[[], None] | None:
-    """Go on in a child; return what it has to call when all is well.  In the parent, wait for that; return None.
-
-    If the child ends before that call, the parent ends with its status.
-    """
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    child = os.fork()
-    if child:
-        os.close(writer)
-        if not os.read(reader, 1):
-            os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
-        os.close(reader)
-        return None
-    os.close(reader)
-    os.setsid()
-
-    def ready() -> None:
-        os.write(writer, b"\n")
-        os.close(writer)
-        os.chdir("/")
-        null = os.open(os.devnull, os.O_RDWR)
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
-        os.close(null)
-
-    return ready
 
 
 def _write_pidfile(path: str) -> None:

@@ -17,7 +17,8 @@ from contextlib import ExitStack
 import click
 
 from vdexdp.cable import Cable
-from vdexdp.errors import HostError, RequestError
+from vdexdp.cli.background import STANDARD, go_background
+from vdexdp.errors import RequestError
 from vdexdp.plugins import registry
 from vdexdp.plugins.base import OpenContext, Stream
 from vdexdp.plugins.stream import ByteStream
@@ -149,14 +150,16 @@ def wirefilter(
         blinkid=blinkid,
         pidfile=pidfile and os.path.abspath(pidfile),
     )
-    if daemon:
-        _daemonize(keep_streams=pair is None or registry.STDIO in pair)
+    on_streams = pair is None or registry.STDIO in pair
+    ready = go_background((2,) if on_streams else STANDARD) if daemon else None
     with ExitStack() as undo:
         signals = undo.enter_context(as_descriptor(*ENDING))
         left, right, directions = _ends(pair, undo)
         wire = FilterStream(right, spec, overhead=OVERHEAD, directions=directions)
         undo.callback(wire.close)
-        if pair is not None and registry.STDIO not in pair and not daemon and is_console(0):
+        if ready is not None:
+            ready()
+        elif not on_streams and is_console(0):
             wire.console.attach(0, 1)
         cable = Cable(left, wire)
         cable.stop_on(signals)
@@ -171,18 +174,3 @@ def _mode(text: str) -> int:
     if not 0 <= mode <= 0o777:
         raise RequestError(f"--mgmtmode {text}", "not an octal mode", "write permissions like 0700")
     return mode
-
-
-def _daemonize(*, keep_streams: bool) -> None:
-    """As daemon(3); with ``keep_streams`` stdin and stdout stay what they are, the ends of the wire."""
-    try:
-        if os.fork():
-            os._exit(0)
-    except OSError as error:
-        raise HostError.from_oserror("wirefilter", error) from error
-    os.setsid()
-    os.chdir("/")
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (2,) if keep_streams else (0, 1, 2):
-        os.dup2(null, fd)
-    os.close(null)
