@@ -8,18 +8,25 @@ over.
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import select
 import socket
 import struct
+import subprocess
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from tests.labkit import VDEXDP
+from vdexdp.control import libbpf
 from vdexdp.control.client import call
+from vdexdp.errors import HostError
 from vdexdp.lab import Lab, Namespace, Process, wait_until
 from vdexdp.plugins.stream import GREETING
 from vdexdp.plugins.tap import open_tap
@@ -365,3 +372,106 @@ def differences(sent: dict[str, bytes], seen: list[bytes]) -> list[str]:
 
 def until(condition: Callable[[], object], what: str, timeout: float = 10.0) -> None:
     wait_until(condition, timeout, what)
+
+
+SEGMENT = 1448
+"""Bytes of TCP payload in a full segment of a 1500-byte MTU."""
+
+
+def transfer(
+    client: Namespace, address: str, megabytes: int, *options: str, timeout: float = 15.0
+) -> tuple[float, float]:
+    """Send to the iperf3 server at an address (from it with -R): Gbit/s, and retransmissions per segment.
+
+    Raises HostError where it does not work, or takes longer than ``timeout`` seconds.
+    """
+    command = ("iperf3", "-J", "-c", address, "-n", f"{megabytes}M", "--connect-timeout", "5000", *options)
+    try:
+        result = client.run(*command, check=False, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise HostError(f"{client.name}: iperf3 {address}", f"not done within {timeout} s") from None
+    report: dict[str, Any] = json.loads(result.stdout) if result.stdout else {"error": result.stderr}
+    if "error" in report:
+        raise HostError(f"{client.name}: iperf3 {address}", str(report["error"]))
+    sent, received = report["end"]["sum_sent"], report["end"]["sum_received"]
+    lost = int(sent.get("retransmits", 0)) / (sent["bytes"] / SEGMENT)
+    return float(received["bits_per_second"]) / 1e9, lost
+
+
+def bad_checksums(namespace: Namespace) -> int:
+    """How many TCP and UDP packets came to this namespace with a wrong checksum."""
+    names = ("TcpInCsumErrors", "UdpInCsumErrors", "Udp6InCsumErrors")
+    lines = namespace.run("nstat", "-asz", *names).stdout.splitlines()
+    return sum(int(line.split()[1]) for line in lines if "Csum" in line)
+
+
+_TUNSETIFF, _TUNSETOFFLOAD, _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x400454CA, 0x400454D0, 0x0002, 0x1000, 0x4000
+_CSUM_TSO4_TSO6_ECN = 0x0F
+
+
+class VirtualMachine:
+    """What QEMU does for a guest with virtio-net and all its offloads.
+
+    It holds the tap ``name`` on the host, and copies frames with their virtio headers, super-packets and unfinished
+    checksums included, to and from ``eth0`` of a guest, a namespace here.
+    """
+
+    def __init__(self, lab: Lab, host: Namespace, name: str, number: int) -> None:
+        self.guest = lab.namespace(f"vm-{name}")
+        self.fds = [self._tap(host, name), self._tap(self.guest, "eth0")]
+        host.ip(f"link set {name} up")
+        lab.address(self.guest, "eth0", number)
+        self._wake, self._stop = os.pipe()
+        self._thread = threading.Thread(target=self._copy, daemon=True)
+        self._thread.start()
+
+    @staticmethod
+    def _tap(namespace: Namespace, name: str) -> int:
+        with namespace.entered():
+            fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            request = struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
+            fcntl.ioctl(fd, _TUNSETIFF, request)
+            fcntl.ioctl(fd, _TUNSETOFFLOAD, _CSUM_TSO4_TSO6_ECN)
+        return fd
+
+    def _copy(self) -> None:
+        ways = {self.fds[0]: self.fds[1], self.fds[1]: self.fds[0]}
+        while True:
+            ready = select.select([*ways, self._wake], [], [])[0]
+            if self._wake in ready:
+                return
+            for source in ready:
+                for _ in range(32):
+                    try:
+                        data = os.read(source, 1 << 17)
+                    except BlockingIOError:
+                        break
+                    with suppress(OSError):  # the other side is down
+                        os.write(ways[source], data)
+
+    def close(self) -> None:
+        os.write(self._stop, b"x")
+        self._thread.join()
+        for fd in (*self.fds, self._wake, self._stop):
+            os.close(fd)
+
+
+@contextmanager
+def tagged(namespace: Namespace, device: str, vid: int) -> Iterator[None]:
+    """All that a namespace sends on a device leaves with an 802.1Q tag, and tags are taken off what comes.
+
+    As a VLAN device on top would do, offloads included, on kernels that have none.
+    """
+    load, helper, leave = "b7{:02x}0000{}", "85000000{:02x}000000", "b7000000ffffffff" + "95" + "00" * 7
+    tpid = DOT1Q.to_bytes(2, "big") + bytes(2)
+    push = load.format(2, tpid.hex()) + load.format(3, struct.pack("=I", vid).hex()) + helper.format(18) + leave
+    pop = helper.format(19) + leave
+    with ExitStack() as undo, namespace.entered():
+        index = socket.if_nametoindex(device)
+        for name, code, point in (("push", push, libbpf.ATTACH_TCX_EGRESS), ("pop", pop, libbpf.ATTACH_TCX_INGRESS)):
+            program = libbpf.prog_load("tc", name, bytes.fromhex(code))
+            undo.callback(os.close, program)
+            undo.callback(os.close, libbpf.link_create(program, index, point))
+        held = undo.pop_all()
+    with held:
+        yield
