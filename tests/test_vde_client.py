@@ -455,7 +455,7 @@ def test_open_and_close_leave_nothing(tmp_path: Path) -> None:
             stream.close()
             switch.settle(1)
         assert len(peer.received(200)) == 200
-        assert len(os.listdir("/proc/self/fd")) == descriptors
+        wait_until(lambda: len(os.listdir("/proc/self/fd")) == descriptors, what="all descriptors to be closed")
         assert len(os.listdir(switch.directory)) == 2
 
 
