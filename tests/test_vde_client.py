@@ -430,8 +430,8 @@ def test_leftovers_of_killed_clients(tmp_path: Path) -> None:
         with plugged(f"vde://{hub.directory}"):
             hub.settle(1)
         assert [os.path.exists(name) for name in (dead, newborn, live)] == [False, True, True]
-        ends[2].close()
         os.unlink(f"{hub.directory}/.00014-00000")
+    ends[2].close()
     assert not os.path.exists(f"{tmp_path}/hub"), "a node that closes takes them all"
 
 

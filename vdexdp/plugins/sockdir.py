@@ -80,13 +80,18 @@ class SocketDirectory:
         return path
 
     def close(self) -> None:
-        """Unlink everything; idempotent.  What others have put there stays, and the directory with it."""
+        """Unlink all VDE sockets and the directory; idempotent.
+
+        The name of a client in mid-handshake goes, too: it has nobody left to shake hands with.  What else others have
+        put there stays, and the directory with it.
+        """
         if self._lock < 0:
             return
         self.listener.close()
-        unlink(os.path.join(self.path, CONTROL))
-        sweep(self.path, newborn=0.0)
         try:
+            for name in os.listdir(self._lock):
+                if _is_vde_socket(self.path, name):
+                    unlink(os.path.join(self.path, name))
             os.rmdir(self.path)
         except OSError:
             pass
@@ -119,7 +124,7 @@ def sweep(directory: str, prefix: str = "", newborn: float = _NEWBORN) -> None:
         return
     for name in names:
         path = os.path.join(directory, name)
-        if name.startswith(prefix) and _VDE_SOCKET.fullmatch(name) and _dead(path, newborn):
+        if name.startswith(prefix) and _is_vde_socket(directory, name) and _dead(path, newborn):
             unlink(path)
 
 
@@ -131,12 +136,18 @@ def unlink(path: str) -> None:
         pass
 
 
-def _dead(path: str, newborn: float) -> bool:
+def _is_vde_socket(directory: str, name: str) -> bool:
     try:
-        found = os.lstat(path)
+        return bool(_VDE_SOCKET.fullmatch(name)) and stat.S_ISSOCK(os.lstat(os.path.join(directory, name)).st_mode)
     except OSError:
         return False
-    if not stat.S_ISSOCK(found.st_mode) or time.time() - found.st_mtime < newborn:
+
+
+def _dead(path: str, newborn: float) -> bool:
+    try:
+        if time.time() - os.lstat(path).st_mtime < newborn:
+            return False
+    except OSError:
         return False
     return _connect_error(path) == errno.ECONNREFUSED
 
@@ -210,7 +221,7 @@ def _seize(lock: int, path: str) -> bool:
     if CONTROL in names and _connect_error(os.path.join(path, CONTROL)) not in (errno.ECONNREFUSED, errno.ENOENT):
         raise served
     for name in names:
-        if not (_VDE_SOCKET.fullmatch(name) and stat.S_ISSOCK(os.lstat(os.path.join(path, name)).st_mode)):
+        if not _is_vde_socket(path, name):
             raise RequestError(path, f'holds "{name}", which is no VDE socket', "give a directory of its own")
     sweep(path, newborn=0.0)
     return True
