@@ -101,7 +101,7 @@ def _uplinks(found: dict[str, Any]) -> None:
 def _worker(worker: dict[str, Any]) -> None:
     if "tap" not in worker:
         return
-    counts: dict[str, int] = dict(worker.get("counters", {}))
+    counts: dict[str, int] = worker.get("counters", {}) | worker["drops"]
     for lac in worker.get("lacs", {}).values():
         for name, count in lac.items():
             counts[name] = counts.get(name, 0) + count

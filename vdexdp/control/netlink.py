@@ -137,6 +137,12 @@ class Netlink:
             raise RequestError(str(which), "no such interface", hint)
         return link
 
+    def dropped(self, ifindex: int) -> int:
+        """Frames that an interface lost on output since it was made: its queue was full."""
+        for found in self._route.get_links(ifindex):
+            return int((found.get_attr("IFLA_STATS64") or {}).get("tx_dropped", 0))
+        return 0
+
     def links(self) -> list[LinkInfo]:
         """All interfaces of this namespace."""
         return [_link_info(found) for found in self._route.get_links()]

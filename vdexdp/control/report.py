@@ -111,6 +111,8 @@ def _worker(model: Model) -> Body:
     stats = {key: value for key, value in exception.stats.items() if key != "event"}
     counters = model.host.tables.counters(exception.index)
     about = {"tap": exception.name, "restarts": exception.restarts, "drops": counters["drops"]}
+    # Nothing else counts what came faster than the worker could take it.
+    about["drops"] |= {"queue_full": lost} if (lost := model.host.netlink.dropped(exception.ifindex)) else {}
     return {"running": bool(stats), **about, **stats}
 
 

@@ -28,13 +28,32 @@ from typing import Any, Final, Literal
 
 from vdexdp.control.channel import Channel, Message, take
 from vdexdp.errors import DaemonError, ProtocolError
-from vdexdp.wire.vxlan import Outer, build_outer, decode_header, encode_header, is_vxvde, parse_outer
+from vdexdp.wire.vxlan import HEADER_SIZE, build_outer, decode_header, encode_header, is_vxvde, parse_outer
 
 BURST: Final = 64
 """Packets taken from one descriptor before the others get their turn."""
-PACKET_MAX: Final = 1 << 16
+PACKET_MAX: Final = (1 << 16) + 64
 BOUNCE: Final = b"\x88\xa8"
 IP_PKTINFO: Final = 8
+CACHED_MAX: Final = 4096
+"""Flows, and senders of each LAC, whose headers are remembered instead of being taken apart or built each time."""
+
+
+_LENGTH: Final = struct.Struct("!H")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things are in an outer packet without IP options: offsets in bytes."""
+
+    udp: int
+    payload: int
+    ip_length: int
+    ip_counts: int
+    """What the IP length says besides the payload's bytes."""
+
+
+LAYOUT: Final = {4: Layout(34, 42, 16, 28), 6: Layout(54, 62, 18, 8)}
 
 
 @dataclass
@@ -56,6 +75,8 @@ class Node:
     header: bytes = b""
     told: bool = False
     counters: Counter[str] = field(default_factory=Counter)
+    headers: dict[tuple[str, int, str], bytes] = field(default_factory=dict)
+    """Outer headers by sender, its port and our address, all but the lengths."""
 
     def __post_init__(self) -> None:
         self.header = encode_header(self.vni)
@@ -64,6 +85,7 @@ class Node:
     def use(self, local: str, uplink: int) -> None:
         """Send from this address; group traffic through this interface."""
         self.local, self.uplink = local, uplink
+        self.headers.clear()
         if self.family == 4:
             packed = socket.inet_pton(socket.AF_INET, local)
             self.to_group = (socket.IPPROTO_IP, IP_PKTINFO, struct.pack("=i4s4s", uplink, packed, b""))
@@ -78,6 +100,17 @@ class Node:
         self.multicast.close()
 
 
+@dataclass(frozen=True)
+class Flow:
+    """What is done with packets of one outer header.  ``hops`` is -1 for what does not go to the group."""
+
+    node: Node
+    layout: Layout
+    ancillary: tuple[int, int, bytes]
+    name: tuple[Any, ...]
+    hops: int
+
+
 class Worker:
     """The loop.  ``control`` is the worker's end of the socketpair, ``tap`` the exception tap's descriptor."""
 
@@ -86,6 +119,7 @@ class Worker:
         self.tap = tap
         self.nodes: dict[int, Node] = {}
         self.by_source: dict[tuple[int, int, int], Node] = {}
+        self.flows: dict[bytes, Flow] = {}
         self.addresses: frozenset[str] = frozenset()
         self.counters: Counter[str] = Counter()
         self.buffer = bytearray(PACKET_MAX)
@@ -126,37 +160,52 @@ class Worker:
             packet = self.view[:size]
             if bytes(packet[12:14]) == BOUNCE:
                 self._to_tap(packet, self.counters, "bounced")
-            else:
+            elif size >= LAYOUT[4].payload + HEADER_SIZE:
                 self._send(packet)
+            else:
+                self.counters["drop-unknown"] += 1
 
     def _send(self, packet: memoryview) -> None:
-        outer = parse_outer(packet)
-        vni = decode_header(outer.payload) if outer else None
-        node = self.by_source.get((outer.family, outer.sport, vni)) if outer and vni is not None else None
-        if outer is None or node is None:
+        # TTL and protocol, addresses and ports, and the VNI
+        if packet[12] == 0x08:
+            key = bytes(packet[22:24]) + bytes(packet[26:38]) + bytes(packet[46:49])
+        else:
+            key = bytes(packet[20:58]) + bytes(packet[66:69])
+        flow = self.flows.get(key) or self._flow(key, packet)
+        if flow is None:
             self.counters["drop-unknown"] += 1
             return
-        grouped = outer.dst == node.group
+        node, at = flow.node, flow.layout.udp
+        payload = packet[at + 8 : at + (packet[at + 4] << 8 | packet[at + 5])]
         try:
-            if grouped:
-                self._hops(node, outer.ttl)
-            node.unicast.sendmsg(
-                [outer.payload], [node.to_group if grouped else node.to_one], 0, self._name(outer, node)
-            )
+            if flow.hops >= 0:
+                self._hops(node, flow.hops)
+            node.unicast.sendmsg((payload,), (flow.ancillary,), 0, flow.name)
             node.counters["sent"] += 1
         except BlockingIOError:
             node.counters["drop-full"] += 1
         except OSError as error:
             node.counters[f"drop-{os.strerror(error.errno or 0).lower().replace(' ', '-')}"] += 1
         finally:
-            if grouped and outer.ttl == 0:
+            if flow.hops == 0:
                 self._hops(node, node.ttl)
 
-    @staticmethod
-    def _name(outer: Outer, node: Node) -> tuple[Any, ...]:
-        if node.family == 6 and outer.dst.startswith("fe80:"):
-            return outer.dst, outer.dport, 0, node.uplink
-        return outer.dst, outer.dport
+    def _flow(self, key: bytes, packet: memoryview) -> Flow | None:
+        outer = parse_outer(packet)
+        vni = decode_header(outer.payload) if outer else None
+        node = self.by_source.get((outer.family, outer.sport, vni)) if outer and vni is not None else None
+        if outer is None or node is None or outer.payload.nbytes == 0:
+            return None
+        grouped = outer.dst == node.group
+        scoped = node.family == 6 and outer.dst.startswith("fe80:")
+        name = (outer.dst, outer.dport, 0, node.uplink) if scoped else (outer.dst, outer.dport)
+        flow = Flow(
+            node, LAYOUT[node.family], node.to_group if grouped else node.to_one, name, outer.ttl if grouped else -1
+        )
+        if len(self.flows) >= CACHED_MAX:
+            self.flows.clear()
+        self.flows[key] = flow
+        return flow
 
     @staticmethod
     def _hops(node: Node, hops: int) -> None:
@@ -168,17 +217,19 @@ class Worker:
     # From the sockets to the tap
 
     def _inwards(self, sock: socket.socket, node: Node, to: str, port: int) -> None:
+        room = self.view[LAYOUT[node.family].payload :]
         for _ in range(BURST):
             try:
-                size, sender = sock.recvfrom_into(self.buffer)
+                size, sender = sock.recvfrom_into(room)
             except BlockingIOError:
                 return
             except OSError:  # an ICMP error that came back for something sent
                 node.counters["socket-errors"] += 1
                 continue
-            self._receive(node, self.view[:size], sender[0], sender[1], to, port)
+            self._receive(node, room[:size], sender[0], sender[1], to, port)
 
     def _receive(self, node: Node, payload: memoryview, source: str, sport: int, to: str, port: int) -> None:
+        """``payload`` stands in the buffer, with room for the outer headers before it."""
         if node.kind == "vxlan":
             vni = decode_header(payload)
             other = self.by_source.get((node.family, node.src_port, vni)) if vni is not None else None
@@ -196,14 +247,18 @@ class Worker:
             return
         if source in self.addresses and not node.told:
             node.told = self._tell({"event": "local-peer", "lac": node.lac})
-        try:
-            packet = build_outer(source, sport, to, port, node.uplink, payload)
-        except ValueError:
-            node.counters["drop-too-big"] += 1
-            return
-        self._to_tap(packet, node.counters, "received")
+        headers = node.headers.get((source, sport, to))
+        if headers is None:
+            if len(node.headers) >= CACHED_MAX:
+                node.headers.clear()
+            headers = node.headers[source, sport, to] = build_outer(source, sport, to, port, node.uplink, b"")
+        layout, size = LAYOUT[node.family], len(payload)
+        self.buffer[: layout.payload] = headers
+        _LENGTH.pack_into(self.buffer, layout.ip_length, layout.ip_counts + size)
+        _LENGTH.pack_into(self.buffer, layout.udp + 4, 8 + size)
+        self._to_tap(self.view[: layout.payload + size], node.counters, "received")
 
-    def _to_tap(self, packet: bytes | memoryview, counters: Counter[str], name: str) -> None:
+    def _to_tap(self, packet: memoryview, counters: Counter[str], name: str) -> None:
         try:
             os.write(self.tap, packet)
             counters[name] += 1
@@ -245,6 +300,7 @@ class Worker:
             case "use":
                 if node := self.nodes.get(body["lac"]):
                     node.use(body["local"], body["uplink"])
+                    self.flows.clear()
                     self._watch_sockets(node)
             case "remove":
                 if body["lac"] in self.nodes:
@@ -263,6 +319,7 @@ class Worker:
     def _add(self, node: Node) -> None:
         self.nodes[node.lac] = node
         self.by_source[node.family, node.src_port, node.vni] = node
+        self.flows.clear()
         for sock in (node.unicast, node.multicast):
             self.poll.register(sock.fileno(), select.EPOLLIN)
         self._watch_sockets(node)
@@ -274,6 +331,7 @@ class Worker:
     def _remove(self, lac: int) -> None:
         node = self.nodes.pop(lac)
         self.by_source.pop((node.family, node.src_port, node.vni), None)
+        self.flows.clear()
         for sock in (node.unicast, node.multicast):
             self._forget(sock.fileno())
         node.close()
