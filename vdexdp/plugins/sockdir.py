@@ -221,7 +221,7 @@ def _seize(lock: int, path: str) -> bool:
     if CONTROL in names and _connect_error(os.path.join(path, CONTROL)) not in (errno.ECONNREFUSED, errno.ENOENT):
         raise served
     for name in names:
-        if not _is_vde_socket(path, name):
+        if not _is_vde_socket(path, name) and os.path.lexists(os.path.join(path, name)):
             raise RequestError(path, f'holds "{name}", which is no VDE socket', "give a directory of its own")
     sweep(path, newborn=0.0)
     return True
