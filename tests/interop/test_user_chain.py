@@ -42,8 +42,9 @@ class Chain:
         wait_until(lambda: host.exists("t0"), what="t0")
 
     def check(self) -> None:
-        assert ping(self.left, "10.0.0.2", count=5).received == 5
-        assert ping(self.right, "10.0.0.1", count=5).received == 5
+        # What TCP had not sent when iperf3 ended still crowds the wire for a moment.
+        wait_until(lambda: ping(self.left, "10.0.0.2", count=5).received == 5, what="ping to the right")
+        wait_until(lambda: ping(self.right, "10.0.0.1", count=5).received == 5, what="ping to the left")
         assert self.dpipe.poll() is None, self.dpipe.output()
 
 
