@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Declared networks: plugs that one TOML file names, each a ``vde_plug`` process.
+
+The file says what is wanted, ``RUN_DIR/networks-<netns inode>/`` what was started: for each plug a record (its
+process, told apart from later ones of the same number by its start time; its ends) and what the process has
+printed.  Comparing the two is all there is to it: nothing is lost when whoever started the plugs goes away.  The plugs
+outlive the daemon by themselves (:mod:`vdexdp.control.client`).
+
+A file that has any mistake changes nothing.  A plug that is to be replaced, and whose replacement does not start, is
+started again as it was.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import select
+import signal
+import stat
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from vdexdp.control.protocol import RUN_DIR, netns_inode
+from vdexdp.control.rundir import started
+from vdexdp.errors import HostError, PrivilegeError, RequestError, VnlError
+from vdexdp.plugins import registry
+
+DEFAULT_FILE: Final = Path("/etc/vdexdp/networks.toml")
+START_LIMIT: Final = 45.0
+"""Seconds for a plug to stand; a daemon that has to compile is the long part, the first time."""
+END_LIMIT: Final = 5.0
+"""Seconds between SIGTERM and SIGKILL."""
+ACCEL: Final = ("auto", "require", "off")
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_STANDS = b" -- "
+"""In the line that vde_plug prints when its cable stands."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One plug as the file wants it: two VNLs and vde_plug's ``--accel``."""
+
+    name: str
+    ends: tuple[str, str]
+    accel: str = "auto"
+
+    def __str__(self) -> str:
+        return f"{self.ends[0]} -- {self.ends[1]}" + (f" (accel {self.accel})" if self.accel != "auto" else "")
+
+
+@dataclass(frozen=True)
+class Running:
+    """One plug that runs.  ``started`` in clock ticks since boot."""
+
+    spec: Spec
+    pid: int
+    started: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """``wanted`` is None for a plug that is not in the file, ``now`` for one that does not run."""
+
+    name: str
+    now: Spec | None
+    wanted: Spec | None
+
+    @property
+    def sign(self) -> str:
+        return "+" if self.now is None else "-" if self.wanted is None else "~"
+
+
+# The file
+
+
+def load(path: Path) -> dict[str, Spec]:
+    """The plugs that a file names, all of them correct.
+
+    Raises RequestError naming file, line and key; HostError where it can't be read.
+    """
+    try:
+        info = path.stat()
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise RequestError(f"{path}:{line}", "not UTF-8") from error
+    except OSError as error:
+        hint = "write it, or name another with -f" if isinstance(error, FileNotFoundError) else ""
+        raise HostError.from_oserror(str(path), error, hint) from error
+    if info.st_mode & stat.S_IWOTH:
+        raise RequestError(str(path), "anybody may write it, and it names commands", f'"chmod o-w {path}"')
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        cause, _, where = str(error).partition(" (at ")
+        number = re.match(r"line (\d+)", where)
+        raise _unreadable(path, text, int(number[1]) if number else 0, cause) from error
+    return _Reader(path, text).plugs(tables)
+
+
+def _unreadable(path: Path, text: str, line: int, cause: str) -> RequestError:
+    """What TOML can't read, with the table and the key that come last before it; ``line`` 0 is the file's end."""
+    lines = text.splitlines()
+    line = line or len(lines)
+    table, key = "", ""
+    for one in lines[:line]:
+        if found := re.match(r"\s*\[([^\[\]]+)\]", one):
+            table, key = found[1], ""
+        elif found := re.match(r"\s*([\w\"'.-]+)\s*=", one):
+            key = found[1]
+    what = ".".join(part for part in (table, key) if part)
+    return RequestError(f"{path}:{line}" + (f": {what}" if what else ""), cause[:1].lower() + cause[1:])
+
+
+class _Reader:
+    """Checks what TOML has made of a file, and finds the lines of what is wrong."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path = path
+        self.lines = text.splitlines()
+
+    def plugs(self, tables: Mapping[str, Any]) -> dict[str, Spec]:
+        for key in tables:
+            if key != "plug":
+                raise self._wrong(None, key, "unknown", "there are only tables [plug.NAME]")
+        plugs = tables.get("plug", {})
+        if not isinstance(plugs, dict):
+            raise self._wrong(None, "plug", "not a table", "write [plug.NAME]")
+        return {name: self._plug(name, values) for name, values in plugs.items()}
+
+    def _plug(self, name: str, values: object) -> Spec:
+        if not _NAME.fullmatch(name):
+            raise self._wrong(name, "", "not a name", "use letters, digits, dot, dash and underscore")
+        if not isinstance(values, dict):
+            raise self._wrong(None, f"plug.{name}", "not a table", f"write [plug.{name}]")
+        for key in values:
+            if key not in ("ends", "accel"):
+                raise self._wrong(name, key, "unknown key", "known are: ends, accel")
+        if "ends" not in values:
+            raise self._wrong(name, "", 'the key "ends" is missing', 'write ends = ["VNL", "VNL"]')
+        ends, accel = values["ends"], values.get("accel", "auto")
+        if not isinstance(ends, list) or len(ends) != 2 or not all(isinstance(end, str) for end in ends):
+            raise self._wrong(name, "ends", "not two VNLs", 'write ends = ["VNL", "VNL"]')
+        for end in ends:
+            if end in ("", "-"):
+                raise self._wrong(name, "ends", "a plug that nobody started has no standard input and output")
+            try:
+                registry.parse(end)
+            except VnlError as error:
+                raise self._wrong(name, "ends", f"{error.subject}: {error.cause}", error.hint) from error
+        if accel not in ACCEL:
+            raise self._wrong(name, "accel", "not understood", f"write one of {', '.join(ACCEL)}")
+        return Spec(name, (ends[0], ends[1]), accel)
+
+    def _wrong(self, name: str | None, key: str, cause: str, hint: str = "") -> RequestError:
+        """The error for a key of a plug; with ``name`` None, of the file itself."""
+        what = ".".join(part for part in (None if name is None else f"plug.{name}", key) if part)
+        return RequestError(f"{self.path}:{self._line(name, key)}: {what}", cause, hint)
+
+    def _line(self, name: str | None, key: str) -> int:
+        """Where a key stands, 1 if it is written in an unusual way; that of the table without a key."""
+        headers = {f"plug.{name}", f'plug."{name}"', f"plug.'{name}'"}
+        inside, header = name is None, 1
+        for number, line in enumerate(self.lines, 1):
+            text = line.strip()
+            if text.startswith("["):
+                table = text.strip("[]").split("]")[0].strip()
+                inside = table in headers
+                header = number if inside else header
+                if name is None and (table + ".").startswith(key + "."):
+                    return number
+                inside |= name is None
+            if inside and key and re.match(rf"[\"']?{re.escape(key)}[\"']?\s*[=.]", text):
+                return number
+        return header
+
+
+# What runs
+
+
+class Networks:
+    """The declared plugs of this network namespace.  One user at a time: see ``locked``."""
+
+    def __init__(self) -> None:
+        self.directory = RUN_DIR / f"networks-{netns_inode()}"
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else changes anything meanwhile.  Raises PrivilegeError, HostError."""
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except PermissionError as error:
+            raise PrivilegeError(str(self.directory), "permission denied", "run as root") from error
+        except OSError as error:
+            raise HostError.from_oserror(str(self.directory), error) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def running(self) -> dict[str, Running]:
+        """All plugs that were started and have not ended, by name."""
+        self._children = [child for child in self._children if child.poll() is None]
+        found = {}
+        for path in sorted(self.directory.glob("*.json")):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                record = json.loads(path.read_text())
+                spec = Spec(path.stem, (str(record["ends"][0]), str(record["ends"][1])), str(record["accel"]))
+                if started(record["pid"]) == record["started"] != 0:
+                    found[spec.name] = Running(spec, record["pid"], record["started"])
+        return found
+
+    def changes(self, wanted: Mapping[str, Spec]) -> list[Change]:
+        """What differs between the file and what runs."""
+        running = self.running()
+        pairs = [
+            (name, running[name].spec if name in running else None, wanted.get(name))
+            for name in sorted(wanted.keys() | running.keys())
+        ]
+        return [Change(name, now, then) for name, now, then in pairs if now != then]
+
+    def apply(self, changes: Iterable[Change]) -> dict[str, str]:
+        """Make changes; returns why, for each plug that did not start.
+
+        Raises HostError where nothing can be recorded.
+        """
+        changes = list(changes)
+        self.stop(change.name for change in changes if change.now is not None)
+        failed = self.start(change.wanted for change in changes if change.wanted is not None)
+        undo = [change.now for change in changes if change.wanted is not None and change.name in failed]
+        back = [spec for spec in undo if spec is not None]
+        lost = self.start(back)
+        for spec in back:
+            failed[spec.name] += "; it runs as before" if spec.name not in lost else "; nor does it start as before"
+        return failed
+
+    def start(self, specs: Iterable[Spec]) -> dict[str, str]:
+        """Start plugs, all at once, and wait until they stand; returns why, for each that does not."""
+        begun = [(spec, self._spawn(spec)) for spec in specs]
+        self._children += [child for _, child in begun]
+        end = time.monotonic() + START_LIMIT
+        failed: dict[str, str] = {}
+        for spec, child in begun:
+            while not self._stands(spec) and child.poll() is None and time.monotonic() < end:
+                time.sleep(0.01)
+            if self._stands(spec) and child.poll() is None:
+                continue
+            if child.poll() is None:
+                failed[spec.name] = f"does not stand after {START_LIMIT:.0f} s"
+                self.stop([spec.name])
+                continue
+            said = self._log(spec.name).read_text(errors="replace").strip().splitlines()
+            failed[spec.name] = said[-1].removeprefix("vdexdp: ") if said else f"ended with status {child.returncode}"
+            self._record(spec.name).unlink(missing_ok=True)
+        return failed
+
+    def stop(self, names: Iterable[str]) -> None:
+        """End plugs, all at once, and wait for their end."""
+        running = self.running()
+        ending: dict[int, str] = {}
+        for name in names:
+            if name in running and (pidfd := _pidfd(running[name])) >= 0:
+                signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+                ending[pidfd] = name
+        for pidfd, name in ending.items():
+            if not _ended(pidfd, END_LIMIT):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                _ended(pidfd, END_LIMIT)
+            os.close(pidfd)
+            self._record(name).unlink(missing_ok=True)
+            self._log(name).unlink(missing_ok=True)
+        if not self.running():
+            for path in self.directory.glob("*.*"):
+                path.unlink(missing_ok=True)
+
+    def _record(self, name: str) -> Path:
+        return self.directory / f"{name}.json"
+
+    def _log(self, name: str) -> Path:
+        return self.directory / f"{name}.log"
+
+    def _stands(self, spec: Spec) -> bool:
+        return _STANDS in self._log(spec.name).read_bytes()
+
+    def _spawn(self, spec: Spec) -> subprocess.Popen[bytes]:
+        package = Path(__file__).resolve().parents[2]
+        # -P: the current directory may be anybody's, and must not be where a privileged plug imports from.
+        argv = [sys.executable, "-P", "-m", "vdexdp", "vde_plug", "--accel", spec.accel, *spec.ends]
+        try:
+            with self._log(spec.name).open("wb") as log:
+                child = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=log,
+                    cwd="/",
+                    env=os.environ | {"PYTHONPATH": str(package)},
+                    start_new_session=True,
+                )
+            record = {"pid": child.pid, "started": started(child.pid)} | asdict(spec)
+            self._record(spec.name).write_text(json.dumps(record))
+        except OSError as error:
+            raise HostError.from_oserror(str(self._record(spec.name)), error) from error
+        return child
+
+
+def _pidfd(plug: Running) -> int:
+    """A descriptor of the very process that was started, -1 where it has ended."""
+    try:
+        pidfd = os.pidfd_open(plug.pid)
+    except ProcessLookupError:
+        return -1
+    if started(plug.pid) == plug.started:
+        return pidfd
+    os.close(pidfd)
+    return -1
+
+
+def _ended(pidfd: int, limit: float) -> bool:
+    return bool(select.select([pidfd], [], [], limit)[0])
+
+
+class Retries:
+    """When to start a plug again that keeps ending: after 1, 2, 4 … 30 seconds."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, tuple[float, float]] = {}
+
+    def due(self, changes: Iterable[Change]) -> list[Change]:
+        """Those whose time has come; they are taken as tried."""
+        now = time.monotonic()
+        found = []
+        for change in changes:
+            begin, delay = self._times.get(change.name, (0.0, 0.5))
+            if now < begin + delay:
+                continue
+            delay = 1.0 if now > begin + 60.0 + delay else min(30.0, delay * 2)
+            self._times[change.name] = (now, delay)
+            found.append(change)
+        return found
+
+    def forget(self, names: Collection[str]) -> None:
+        """What is not among these, or has changed, begins anew."""
+        self._times = {name: value for name, value in self._times.items() if name in names}
