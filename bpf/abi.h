@@ -70,6 +70,7 @@ enum tunnel_flag {
 	TUNNEL_F_V6 = 1, /* the underlay is IPv6 */
 	TUNNEL_F_LOCAL_PEERS = 2, /* nodes of this network live on this host: copy group traffic to the exception path */
 	TUNNEL_F_XDP_OUT = 4, /* the uplink takes frames from XDP_REDIRECT */
+	TUNNEL_F_VIRTUAL = 8, /* no hardware behind the uplink finishes checksums: other stacks get skbs as we send them */
 };
 
 /* Indices of the per-path counters. */
@@ -105,6 +106,7 @@ enum exception_reason {
 	EXC_CSUM6 = 2, /* a super-packet for an IPv6 endpoint that wants outer UDP checksums */
 	EXC_NESTED = 3, /* the frame is already an encapsulated super-packet and must be segmented first */
 	EXC_INPUT = 4, /* came in through a UDP socket: fragments, or a node on this host */
+	EXC_OFFLOAD = 5, /* a super-packet or an unfinished checksum, on a virtual uplink, for a node that reads a socket */
 	EXC_MAX = 8,
 };
 
@@ -137,7 +139,7 @@ struct fdb_key {
 /* FDB entry flags */
 enum fdb_flag {
 	FDB_F_STATIC = 1, /* set by the user: never ages, never moves */
-	FDB_F_ZERO_CSUM = 2, /* the endpoint accepts a zero UDP checksum over IPv6 */
+	FDB_F_ZERO_CSUM = 2, /* the endpoint is a kernel's: it accepts a zero outer UDP checksum, and unfinished inner ones */
 	FDB_F_LOCAL = 4, /* the endpoint's address is one of this host's */
 	FDB_F_ON_LINK = 8, /* the endpoint is in the uplink's own network: next_hop is its own MAC */
 };

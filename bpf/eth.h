@@ -91,7 +91,7 @@ struct outer {
 	__be32 vxlan_vni;
 	__u16 payload; /* bytes behind the VXLAN header, from the UDP length */
 	__u8 len; /* of all outer headers, Ethernet to VXLAN */
-	__u8 capable; /* IPv6: the sender accepts a zero UDP checksum */
+	__u8 capable; /* the sender is a kernel's and needs no checksums: no UDP checksum, over IPv6 our flow label */
 	__u8 source_mac[6];
 	__be16 proto;
 };
@@ -123,7 +123,7 @@ static __always_inline int parse_outer(void *data, void *end, struct outer *o)
 		o->src[3] = ip->src;
 		o->dst[3] = ip->dst;
 		o->len = OUTER4_LEN;
-		o->capable = 0;
+		o->capable = !udp->check;
 	} else if (eth->proto == PROTO_IPV6) {
 		struct ip6 *ip = data + ETH_LEN;
 

@@ -169,25 +169,19 @@ static __always_inline __u32 fill_inner(__u8 *to, const struct eth *eth, const s
 	return at + 2;
 }
 
-#define SUM_BLOCK 128 /* bytes; a power of two */
-
 /*
- * Sum of the frame as the outer UDP checksum wants it, before anything is done to the skb; a tag in its metadata counts as the
- * four bytes that it will be.  A TCP or UDP checksum field that holds just the pseudo-header's sum is one that the kernel or the NIC will
- * fill in: from there on the frame will sum up to the complement of that (local checksum offload,
- * Documentation/networking/checksum-offloads.rst).
+ * Where the kernel or the NIC is still to fill in a TCP or UDP checksum, its field holds just the pseudo-header's sum, which goes to
+ * `*seed`.  Returns the offset of the TCP or UDP header then, else 0.  A finished checksum looks like that once in 65536 times.
  */
-static __always_inline __u64 sum_frame(struct __sk_buff *skb)
+static __always_inline __u32 unfinished(struct __sk_buff *skb, __u16 *seed)
 {
-	__u32 end = skb->len, l3 = ETH_LEN, l4 = 0, blocks;
-	__u32 word[SUM_BLOCK / 4];
 	__be16 type = (__be16)skb->protocol;
-	__u64 left, sum = 0, pseudo = 0;
+	__u32 l3 = ETH_LEN, l4 = 0, word[10];
+	__u16 check = 0;
+	__u64 pseudo = 0;
 	__u8 proto = 0;
 	int i;
 
-	if (skb->vlan_present)
-		sum += (__u64)(__be16)skb->vlan_proto + swap16(skb->vlan_tci);
 #pragma unroll
 	for (i = 0; i < MAX_TAGS - 1; i++)
 		if (is_vlan(type) && !skb_load_bytes(skb, l3 + 2, &type, 2))
@@ -210,14 +204,34 @@ static __always_inline __u64 sum_frame(struct __sk_buff *skb)
 		pseudo += (__u64)ip->len + swap16(proto);
 		l4 = l3 + 40;
 	}
-	if (proto == L4_TCP || proto == L4_UDP) {
-		__u16 check = 0, expected = csum_fold(pseudo);
+	if (proto != L4_TCP && proto != L4_UDP)
+		return 0;
+	*seed = csum_fold(pseudo);
+	skb_load_bytes(skb, l4 + (proto == L4_TCP ? 16 : 6), &check, 2);
+	return check && check == *seed ? l4 : 0;
+}
 
-		skb_load_bytes(skb, l4 + (proto == L4_TCP ? 16 : 6), &check, 2);
-		if (check && check == expected) {
-			sum += (__u16)~expected;
-			end = l4;
-		}
+#define SUM_BLOCK 128 /* bytes; a power of two */
+
+/*
+ * Sum of the frame as the outer UDP checksum wants it, before anything is done to the skb; a tag in its metadata counts as the
+ * four bytes that it will be.  From where a checksum is unfinished the frame will sum up to the complement of the pseudo-header's sum
+ * (local checksum offload, Documentation/networking/checksum-offloads.rst).
+ */
+static __always_inline __u64 sum_frame(struct __sk_buff *skb)
+{
+	__u32 end = skb->len, blocks, l4;
+	__u32 word[SUM_BLOCK / 4];
+	__u64 left, sum = 0;
+	__u16 seed = 0;
+	int i;
+
+	if (skb->vlan_present)
+		sum += (__u64)(__be16)skb->vlan_proto + swap16(skb->vlan_tci);
+	l4 = unfinished(skb, &seed);
+	if (l4) {
+		sum += (__u16)~seed;
+		end = l4;
 	}
 	/* Nothing that the loop leaves behind is used after it, or the verifier would walk the rest once for every exit. */
 	blocks = end / SUM_BLOCK;
@@ -266,6 +280,12 @@ static __always_inline int send_tunnel(struct __sk_buff *skb, const struct tunne
 	/* First of all, where the verifier knows of one state only: its loop is walked once for each. */
 	if (v6 && !skb->gso_size && !(endpoint_flags & FDB_F_ZERO_CSUM))
 		sum = sum_frame(skb);
+	if (t->flags & TUNNEL_F_VIRTUAL && !(endpoint_flags & FDB_F_ZERO_CSUM)) {
+		__u16 seed;
+
+		if (skb->gso_size || unfinished(skb, &seed))
+			exception = EXC_OFFLOAD;
+	}
 	if (pop_tags(skb, &tags))
 		return count_drop(c, DROP_TAGS);
 	if (load_eth(skb, &eth))

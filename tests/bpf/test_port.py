@@ -272,6 +272,17 @@ def test_what_the_uplink_cannot_carry_takes_the_exception_path(
         assert rig.count(TUNNEL, "tx_frames", "PATH_EXCEPTION") == (reason is not None)
 
 
+@pytest.mark.parametrize("capable", [True, False])
+@pytest.mark.parametrize("finished", [True, False])
+def test_virtual_uplinks_and_nodes_that_read_sockets(root: None, capable: bool, finished: bool) -> None:
+    """No hardware would finish the inner checksum: the exception tap does, unless the far end is a kernel's."""
+    with Rig(tunnel_flags=K["TUNNEL_F_VIRTUAL"]) as rig:
+        rig.learn(B, TUNNEL, PEER, flags=K["FDB_F_STATIC"] | (K["FDB_F_ZERO_CSUM"] if capable else 0))
+        rig.run("port_ingress", WIRE1, FRAMES["ipv4" if finished else "ipv4, UDP checksum left to hardware"])
+        assert rig.count(TUNNEL, "exceptions", "EXC_OFFLOAD") == (not capable and not finished)
+        assert rig.drops() == {}
+
+
 def test_an_endpoint_on_this_host_takes_the_exception_path(rig: Rig) -> None:
     rig.learn(B, TUNNEL, HOST, flags=K["FDB_F_STATIC"] | K["FDB_F_LOCAL"])
     rig.run("port_ingress", WIRE1, FRAMES["ipv4"])

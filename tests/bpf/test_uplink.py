@@ -177,6 +177,15 @@ def test_zero_checksum_capability_is_learnt(rig6: Rig) -> None:
     assert rig6.entry(B).flags == K["FDB_F_ON_LINK"]
 
 
+def test_a_kernel_is_known_by_its_missing_checksum(rig: Rig) -> None:
+    packet = outer(ethernet(BROADCAST, A, 0x0806, bytes(28)))
+    rig.run("uplink_ingress", UPLINK, packet)
+    assert rig.entry(A).flags == K["FDB_F_ZERO_CSUM"] | K["FDB_F_ON_LINK"]
+    packet = outer(ethernet(BROADCAST, B, 0x0806, bytes(28)))
+    rig.run("uplink_ingress", UPLINK, packet[:40] + b"\x12\x34" + packet[42:])
+    assert rig.entry(B).flags == K["FDB_F_ON_LINK"]
+
+
 def test_exception_tap_input(rig: Rig) -> None:
     """A datagram that a socket reassembled goes the same way, for the uplink it names."""
     rig.learn(B, WIRE2)

@@ -17,6 +17,15 @@ from vdexdp.errors import RequestError
 VIRTUAL_DRIVERS = frozenset({"tun", "veth", "bridge", "macvlan", "ipvlan", "802.1Q VLAN Support", "vxlan", "dummy"})
 
 
+def finishes_checksums(link: LinkInfo) -> bool:
+    """Whether what leaves by the interface has its checksums filled in before another stack sees it.
+
+    Hardware does that, also behind a VLAN, a bond or a macvlan.  A veth, a bridge of veths, or a virtual machine's
+    virtio NIC may hand the frame over to another stack in memory, as it is.
+    """
+    return link.kind in ("", "vlan", "bond", "team", "macvlan") and link.driver != "virtio_net"
+
+
 @dataclass(frozen=True)
 class Choice:
     """``xdp``: attach the XDP program too; ``native``: by the driver itself; ``why`` for the user."""

@@ -238,6 +238,9 @@ class Tunnels:
         flags = K["TUNNEL_F_V6"] if spec.family == 6 else 0
         if lac.local_peers:
             flags |= K["TUNNEL_F_LOCAL_PEERS"]
+        link = self.host.netlink.link(uplink.ifindex)
+        if link is None or not hooks.finishes_checksums(link):
+            flags |= K["TUNNEL_F_VIRTUAL"]
         if uplink.xdp_out and tables.set_tx(lac.index, uplink.ifindex):
             flags |= K["TUNNEL_F_XDP_OUT"]
         tables.write_tunnel(
@@ -296,13 +299,16 @@ class Tunnels:
 
     # Following the host
 
+    def inodes(self) -> set[int]:
+        """All our UDP sockets, as in /proc/net/udp."""
+        return {inode for lac in self.lacs.values() for inode in lac.sockets.inodes()}
+
     def poll_peers(self, lac: Lac) -> None:
         """Look for nodes of a network on this host.
 
         Group traffic is copied to the exception path while there are any.
         """
-        own = {inode for one in self.lacs.values() for inode in one.sockets.inodes()}
-        found = foreign_sockets(lac.spec.family, lac.spec.group, lac.spec.port, own)
+        found = foreign_sockets(lac.spec.family, lac.spec.group, lac.spec.port, self.inodes())
         if bool(found) != bool(lac.local_peers):
             self.host.tables.tunnel_flag(lac.index, K["TUNNEL_F_LOCAL_PEERS"], bool(found))
             if self.exception is not None:
