@@ -19,10 +19,12 @@ from tests.control.rig import call, daemon, kill, listening, looks, ping, plug, 
 from tests.labkit import VDEXDP, TwoHosts
 from vdexdp.control import client
 from vdexdp.control.channel import Channel
-from vdexdp.control.protocol import RUN_DIR
+from vdexdp.control.protocol import RUN_DIR, Bridge
 from vdexdp.errors import HangUp, HostError
 from vdexdp.lab import Lab, Namespace
 from vdexdp.lab.namespace import Process
+from vdexdp.plugins.base import Netdev
+from vdexdp.plugins.tap import open_tap
 
 
 def vde_plug(host: Namespace, *vnls: str) -> Process:
@@ -115,6 +117,39 @@ def test_not_one_frame_is_lost_over_crash_and_restart(two_hosts: TwoHosts) -> No
     assert "400 received" in result[0], result[0]
     near.close()
     far.close()
+
+
+def test_every_kind_of_plug_comes_back(lab: Lab) -> None:
+    host = lab.host("host")
+    lab.underlay(host, lab.host("other"))
+    guests = [lab.guest(host, f"g{n}", n, mtu=1400) for n in (1, 2, 3)]
+    master = daemon(host)
+    with host.entered():
+        tap, _ = open_tap("tap0")
+    lab.address(host, "tap0", 4)
+    host.ip("link set tap0 mtu 1400")
+    before = looks(host)
+    plugs = [
+        plug(host, wire("g1"), wire("g2")),
+        plug(host, wire("g3"), tunnel()),
+        plug(host, Netdev("tap0", "stack", "tap"), tunnel(), [tap]),
+        plug(host, Bridge("null://"), tunnel()),
+        plug(host, Bridge("null://"), tunnel(vni=9, kind="vxlan", port=4789, group="239.0.0.1")),
+        plug(host, Bridge("null://"), tunnel(vni=9, group="ff05::77", family=6)),
+    ]
+    kill(master)
+    daemon(host)
+    for held in plugs:
+        tick(held, host)
+    shown = call(host, "show")
+    assert [one["id"] for one in shown["plugs"]] == [held.reply.plug for held in plugs]
+    assert len(shown["switches"]) == 4
+    assert ping(guests[0], "10.0.0.2"), "the cable"
+    assert ping(guests[2], "10.0.0.4"), "guest to host within the network"
+    for held in plugs:
+        held.close()
+    same(host, before)
+    os.close(tap)
 
 
 def test_a_new_daemon_waits_for_the_old_plugs_before_it_serves_new_ones(two_hosts: TwoHosts) -> None:

@@ -42,6 +42,7 @@ def run(*, auto: bool = False, verbose: bool = False) -> None:
     try:
         if not auto:
             server.prepare()
+            print(f"vdexdp: serving this network namespace at {server.rundir.path}", file=sys.stderr, flush=True)
         server.run()
     finally:
         server.close()

@@ -14,6 +14,7 @@ from vdexdp.control.channel import Body, take
 from vdexdp.control.model import Model
 from vdexdp.control.netlink import canonical
 from vdexdp.control.ports import Port
+from vdexdp.control.sockets import lost_datagrams
 from vdexdp.control.tables import mac_bytes
 from vdexdp.control.tunnels import Lac, Uplink
 from vdexdp.errors import RequestError
@@ -109,11 +110,14 @@ def _worker(model: Model) -> Body:
     if exception is None:
         return {"running": False}
     stats = {key: value for key, value in exception.stats.items() if key != "event"}
-    counters = model.host.tables.counters(exception.index)
-    about = {"tap": exception.name, "restarts": exception.restarts, "drops": counters["drops"]}
-    # Nothing else counts what came faster than the worker could take it.
-    about["drops"] |= {"queue_full": lost} if (lost := model.host.netlink.dropped(exception.ifindex)) else {}
-    return {"running": bool(stats), **about, **stats}
+    drops = model.host.tables.counters(exception.index)["drops"]
+    # What came faster than the worker could take it, at either side, is counted by the kernel alone.
+    lost = {
+        "queue_full": model.host.netlink.dropped(exception.ifindex),
+        "socket_full": lost_datagrams(model.tunnels.inodes()),
+    }
+    drops |= {name: count for name, count in lost.items() if count}
+    return {"running": bool(stats), "tap": exception.name, "restarts": exception.restarts, "drops": drops, **stats}
 
 
 def fdb(model: Model, body: Mapping[str, Any]) -> Body:

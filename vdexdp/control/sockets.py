@@ -177,17 +177,22 @@ def goodbye(sockets: TunnelSockets, tunnel: Tunnel) -> None:
         pass
 
 
+def _udp_table(family: Literal[4, 6]) -> list[tuple[str, int, int]]:
+    """The UDP sockets of this namespace: address and port as the kernel prints them, inode, datagrams lost."""
+    with open("/proc/net/udp6" if family == 6 else "/proc/net/udp") as table:
+        next(table)
+        rows = [line.split() for line in table]
+    return [(row[1], int(row[9]), int(row[12])) for row in rows]
+
+
 def foreign_sockets(family: Literal[4, 6], group: str, port: int, own: set[int]) -> int:
     """How many sockets of other processes in this namespace listen to a group: nodes of the network on this host."""
-    path = "/proc/net/udp6" if family == 6 else "/proc/net/udp"
     packed = socket.inet_pton(address_family(family), group)
     spelt = struct.pack(f"<{len(packed) // 4}I", *struct.unpack(f">{len(packed) // 4}I", packed)).hex().upper()
     accepted = {f"{spelt}:{port:04X}", f"{'0' * len(spelt)}:{port:04X}"}
-    count = 0
-    with open(path) as table:
-        next(table)
-        for line in table:
-            parts = line.split()
-            if parts[1] in accepted and int(parts[9]) not in own:
-                count += 1
-    return count
+    return sum(bound in accepted and inode not in own for bound, inode, _ in _udp_table(family))
+
+
+def lost_datagrams(inodes: set[int]) -> int:
+    """Datagrams that sockets had no room for."""
+    return sum(lost for _, inode, lost in _udp_table(4) + _udp_table(6) if inode in inodes)
