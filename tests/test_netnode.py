@@ -190,7 +190,7 @@ def test_entries_age(tmp_path: Path) -> None:
 
 
 def test_the_table_is_bounded_and_keeps_what_is_used(tmp_path: Path) -> None:
-    with node(f"switch://{tmp_path}/sw[hashsize=64]") as switch, clients(switch, 3) as members:
+    with node(f"switch://{tmp_path}/sw[hashsize=128]") as switch, clients(switch, 3) as members:
         a, b, c = members
         introduce(members, switch)
         for burst in range(8):
