@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.labkit import VDEXDP, require_tool
+from tests.unprivileged import as_nobody
 from vdexdp.lab import Lab, Namespace, Process, wait_until
 
 VDENS = (*VDEXDP, "vdens")
@@ -148,7 +149,8 @@ def test_status(script: str, status: int) -> None:
         (("-", "no-such-command"), 1, "no-such-command: No such file"),
         (("nonsense://", "true"), 2, "unknown scheme"),
         (("vde:///nonexistent", "true"), 1, "nonexistent"),
-        (("-i", "much-too-long-name", "null://", "true"), 2, "interface names"),
+        (("-i", "much-too-long-name", "null://", "true"), 2, "too long for an interface name"),
+        (("-i", "a b", "null://", "true"), 2, "is not an interface name"),
         (("-r", "/nonexistent", "-", "true"), 1, "/nonexistent"),
     ],
 )
@@ -159,23 +161,23 @@ def test_mistakes(words: tuple[str, ...], status: int, said: str) -> None:
     assert found.stderr.count("\n") == 1
 
 
-def test_no_tun_device() -> None:
-    """As an ordinary user where /dev/net/tun is closed."""
-    script = 'mknod -m 600 "$1/tun" c 10 200; mount --bind "$1/tun" /dev/net/tun; shift; exec "$@"'
-    directory = "/dev/shm"
-    drop = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-    try:
-        found = subprocess.run(
-            ["unshare", "-m", "sh", "-c", script, "sh", directory, *drop, *VDENS, "null://", "true"],
-            capture_output=True,
-            text=True,
-            cwd="/",
-            check=False,
-        )
-    finally:
-        Path(directory, "tun").unlink(missing_ok=True)
+def test_no_tun_device(tmp_path: Path) -> None:
+    words = as_nobody(tmp_path, *VDENS, "null://", "true", tun_mode="600")
+    found = subprocess.run(words, capture_output=True, text=True, check=False)
     assert found.returncode == 1
     assert "/dev/net/tun: permission denied" in found.stderr
+
+
+def test_user_on_a_lac(lab: Lab, tmp_path: Path) -> None:
+    """Nobody joins a vxvde network with sockets of the own, and meets a stock vdens there."""
+    left, right = lab.host("left"), lab.host("right")
+    lab.underlay(left, right)
+    network = "vxvde://234.0.0.1"
+    guest(right, (require_tool("vdens"),), network, 2, "echo up; exec sleep 3").wait_output("up")
+    up = "ip address add 10.0.0.1/24 dev vde0; ip link set vde0 up"
+    script = f"{up}; ping -c 3 -i 0.2 -w 3 10.0.0.2 && ping -c 2 -i 0.2 -s 1472 -w 3 10.0.0.2"
+    client = left.spawn(*as_nobody(tmp_path, *VDENS, network, "sh", "-c", script))
+    assert client.wait() == 0, client.output()
 
 
 def test_signals_reach_the_command() -> None:

@@ -17,7 +17,7 @@ import signal
 import socket
 import struct
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -200,8 +200,8 @@ def _raise_ambient(capabilities: Iterable[int]) -> None:
         _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0), "ambient capabilities")
 
 
-def shell(environment: dict[str, str] | os._Environ[str]) -> Sequence[str]:
-    """The user's shell, as a command."""
+def shell(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The user's shell, as a command.  Raises HostError."""
     found = environment.get("SHELL")
     if not found:
         raise HostError("SHELL", "is not set", "set it, or name a command")

@@ -19,13 +19,11 @@ import click
 from vdexdp.cli.enclosure import Enclosure, Wishes, shell
 from vdexdp.cli.inlet import open_inlet
 from vdexdp.cli.joint import Accel
-from vdexdp.errors import RequestError
 from vdexdp.plugins import registry
+from vdexdp.plugins.tap import interface_name
 from vdexdp.signals import as_descriptor, received
 
 NO_NETWORK = ("", "-", "no")
-
-_NAME_MAX = 15
 
 
 def split_command(words: tuple[str, ...], multi: bool) -> tuple[list[str], tuple[str, ...]]:
@@ -35,7 +33,7 @@ def split_command(words: tuple[str, ...], multi: bool) -> tuple[list[str], tuple
         vnls, command = list(words[:count]), words[count + 1 :]
     else:
         vnls, command = [vnl for vnl in words[:1] if vnl not in NO_NETWORK], words[1:]
-    return vnls, command or tuple(shell(os.environ))
+    return vnls, command or shell(os.environ)
 
 
 def _parse(vnl: str) -> registry.End:
@@ -86,8 +84,7 @@ def vdens(
     """
     vnls, command = split_command(words, multi)
     ends = [_parse(vnl) for vnl in vnls]
-    if len(os.fsencode(f"{iface}{len(ends)}")) > _NAME_MAX or "/" in iface:
-        raise RequestError(f"-i {iface}", "gives no interface names", f"use at most {_NAME_MAX - 2} characters")
+    interface_name(f"-i {iface}", f"{iface}{len(ends)}")
     wishes = Wishes(
         command,
         hostname=hostname,
