@@ -57,6 +57,9 @@ STANDARD_PATH: Final = "/tmp/vdenode_"
 MODE: Final = 0o600
 DIRECTORY_MODE: Final = 0o2700
 
+BURST_GAP: Final = 1e-4
+"""Seconds; frames of one client that are closer together are expected to have company."""
+
 _TAGGED_MIN = FRAME_MIN + 4
 _ROUNDS = 16  # looks for input in one recv, so that the pump's other direction gets its turn
 _BATCHES_MAX = 4
@@ -89,7 +92,7 @@ class Port(Station):
         self.description = client.description
         self.spoken = 0  # bytes on the stream after the request
         self.busy = False  # the last look found several frames
-        self.turn = 0  # the last recv in which frames were looked for
+        self.looked = 0.0  # when frames were looked for, by time.monotonic()
 
 
 class _Vectors:
@@ -108,7 +111,7 @@ class NetnodeStream(Stream):
         super().__init__()
         self._policy = policy
         self._ports: dict[int, Port] = {}
-        self._turn = 0
+        self._now = 0.0
         self._spare: Batch | None = None
         self._ready: deque[int] = deque()
         self._vectors: dict[int, _Vectors] = {}
@@ -135,7 +138,7 @@ class NetnodeStream(Stream):
 
     def recv(self, batch: Batch) -> None:
         ready = self._ready
-        self._turn += 1
+        self._now = time.monotonic()
         for _ in range(_ROUNDS):
             if not ready:
                 ready.extend(self._watch.ready())
@@ -182,14 +185,15 @@ class NetnodeStream(Stream):
     def _data_in(self, port: Port, batch: Batch) -> bool:
         """Frames of one client; tell whether there were any.
 
-        Where they come singly, plain calls are quicker than those for many; where one client has something again
-        before this ``recv`` is over, they come in bursts.
+        Where they come singly, plain calls are quicker than those for many; where a client has something again within
+        BURST_GAP, they come in bursts.
         """
         first = batch.count
-        if port.busy or port.turn == self._turn:
+        if port.busy or self._now - port.looked < BURST_GAP:
             port.busy = self._burst_in(port, batch) > 1
+            port.looked = self._now
         else:
-            port.turn = self._turn
+            port.looked = self._now
             row = batch.rows[first]
             try:
                 length = batch.lengths[first] = port.data.recv_into(row)
