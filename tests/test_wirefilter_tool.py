@@ -225,6 +225,20 @@ def test_management_socket(tmp_path: Path) -> None:
     assert not pidfile.exists()
 
 
+def test_vdeterm(tmp_path: Path) -> None:
+    """Stock's terminal, on a terminal, shows what it asked for."""
+    require_tool("vdeterm")
+    path = tmp_path / "mgmt"
+    with running(TOOLS["ours"], "-M", str(path)):
+        wait_until(path.exists)
+        shell = (
+            f"(sleep 0.3; echo 'delay 7'; sleep 0.3; echo showinfo; sleep 0.3) | script -qec 'vdeterm {path}' /dev/null"
+        )
+        shown = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, timeout=10, check=False).stdout
+    assert "Success" in shown
+    assert "Delay  L->R 7+0U   R->L 7+0U" in shown
+
+
 def test_socket_in_use(tmp_path: Path) -> None:
     path = tmp_path / "mgmt"
     with running(TOOLS["ours"], "-M", str(path)):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The management socket of a wire, and the terminal that may be its console.
 
-A client of the socket (vdeterm, unixcmd, socat) reads a banner and a prompt, writes lines, and reads answers, each
-followed by a prompt.  A client that does not read is thrown out; nobody is waited for.
+A client of the socket (vdeterm, unixcmd, socat) reads a banner and a prompt, writes commands, and reads answers, each
+followed by a prompt.  What comes with one read is complete, as in stock: vdeterm sends no line ends.  A client that
+does not read its answers is thrown out; nobody is waited for.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from vdexdp.errors import HangUp, HostError
 from vdexdp.wirefilter.commands import After, Interpreter, Session
 
 SESSIONS_MAX = 16
-LINE_MAX = 4096
-"""Bytes of the longest command; a client that exceeds it is thrown out."""
+READ_MAX = 4096
+"""Bytes taken at a time."""
 
 BANNER = f"\nVDE wirefilter V.{__version__} (vdexdp)\n"
 PROMPT = "\nVDEwf$ "
@@ -34,7 +35,6 @@ class _Client(Session):
         self.source = source
         self.sink = sink
         self.connection = connection
-        self.pending = b""
 
     def say(self, text: str) -> bool:
         """Whether all of it could be said at once."""
@@ -122,7 +122,7 @@ class Console:
 
     def _read(self, client: _Client) -> None:
         try:
-            data = os.read(client.source, LINE_MAX)
+            data = os.read(client.source, READ_MAX)
         except BlockingIOError:
             return
         except OSError:
@@ -132,9 +132,8 @@ class Console:
             if client.connection is None:
                 raise HangUp("the console was closed")
             return
-        *lines, client.pending = (client.pending + data).split(b"\n")
-        for line in lines:
-            answer = self._interpreter.execute(line.decode(errors="replace"), client)
+        for line in data.decode(errors="replace").removesuffix("\n").split("\n"):
+            answer = self._interpreter.execute(line, client)
             if answer.after is After.SHUTDOWN:
                 client.say("\n".join(answer.lines) + "\n")
                 raise HangUp("shut down by a management command")
@@ -143,8 +142,6 @@ class Console:
             if answer.after is After.LOGOUT:
                 self._drop(client)
                 return
-        if len(client.pending) > LINE_MAX:
-            self._drop(client)
 
     def _say(self, client: _Client, text: str) -> bool:
         said = client.say(text)
