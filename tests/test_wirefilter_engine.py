@@ -287,6 +287,10 @@ def test_script(tmp_path: Path) -> None:
     assert engine.chain.node.get(Parameter.DELAY, RL) == WireValue(5)
     assert not engine.fifo
     assert manage.execute("load /nonexistent", Session()).error
+    echo = manage.execute(f"load {script}", Session()).lines
+    assert f"VDEwf$ ({script}) delay 5" in echo
+    assert f"VDEwf$ ({script}) line 4" in echo
+    assert not any("nonsense" in line or "comment" in line for line in echo)
     assert manage.execute("shutdown", Session()).after is After.SHUTDOWN
 
 

@@ -102,9 +102,12 @@ class Interpreter:
             self._depth -= 1
 
     def load(self, argument: str, session: Session) -> list[str]:
+        """Run a file; echo the commands in it, but nothing else: the client may not be allowed to read that file."""
         echo = []
-        for line, answer in self.script(argument, session):
-            echo += [f"VDEwf$ ({argument}) {line}", *answer.lines]
+        for number, (line, answer) in enumerate(self.script(argument, session), 1):
+            if answer.lines:
+                shown = f"line {number}" if answer.error == errno.ENOSYS else line
+                echo += [f"VDEwf$ ({argument}) {shown}", *answer.lines]
         return echo
 
     def set(self, parameter: Parameter, text: str) -> None:
