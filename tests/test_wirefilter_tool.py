@@ -8,6 +8,7 @@ nobody takes those from there; and that it leaves no file behind.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
@@ -92,8 +93,8 @@ class Manager:
     def __init__(self, path: Path) -> None:
         wait_until(path.exists, what=str(path))
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(3)
         self.socket.connect(str(path))
+        self.socket.settimeout(3)
         self.banner = self._until_prompt()
 
     def _until_prompt(self) -> str:
@@ -223,6 +224,28 @@ def test_management_socket(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(filter.pid, 0)[1]) == 0
     assert not path.exists()
     assert not pidfile.exists()
+
+
+def test_unruly_clients(tmp_path: Path) -> None:
+    """Many that come and go, one that never reads, garbage: descriptors return, others and the frames feel nothing."""
+    path = tmp_path / "mgmt"
+    with running(TOOLS["ours"], "-M", str(path)) as filter:
+        manager = Manager(path)
+        before = len(os.listdir(f"/proc/{filter.pid}/fd"))
+        for _ in range(300):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+        deaf = Manager(path).socket
+        deaf.settimeout(0.2)
+        with contextlib.suppress(OSError):
+            for _ in range(10_000):
+                deaf.send(b"showinfo\n" * 10)
+        Manager(path).socket.send(os.urandom(4096))
+        filter.send("left", frame(60, 1))
+        assert filter.received("right") == frame(60, 1)
+        assert manager.ask("loss 0") == ["1000 Success"]
+        deaf.close()
+        wait_until(lambda: len(os.listdir(f"/proc/{filter.pid}/fd")) == before, what="as many descriptors as before")
 
 
 def test_vdeterm(tmp_path: Path) -> None:
