@@ -32,6 +32,9 @@ XDP_REDIRECT: Final = 2
 XDP_NDO_XMIT: Final = 4
 """Bits of the netdev family's ``xdp-features`` (linux/netdev.h)."""
 
+RENEW_AFTER: Final = 500
+"""Requests after which the socket is replaced."""
+
 _SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_GDRVINFO: Final = 0x00000003
 
@@ -107,10 +110,20 @@ class Netlink:
     """One socket for requests.  Close it, or use it in ``with``."""
 
     def __init__(self) -> None:
-        self._route = IPRoute()
+        self._socket = IPRoute()
+        self._requests = 0
+
+    @property
+    def _route(self) -> Any:
+        # pyroute2 keeps some kilobytes of each request for as long as its socket lives, and a daemon lives for years.
+        self._requests += 1
+        if self._requests % RENEW_AFTER == 0:
+            self._socket.close()
+            self._socket = IPRoute()
+        return self._socket
 
     def close(self) -> None:
-        self._route.close()
+        self._socket.close()
 
     def __enter__(self) -> Netlink:
         return self
