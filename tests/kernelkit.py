@@ -475,3 +475,12 @@ def tagged(namespace: Namespace, device: str, vid: int) -> Iterator[None]:
         held = undo.pop_all()
     with held:
         yield
+
+
+def reaches(source: Namespace, address: str, count: int = 3, *options: str) -> bool:
+    """Whether ``count`` pings are answered within five seconds.
+
+    ``-W`` would not do: once something was answered, ping waits for the rest only twice as long as that took.
+    """
+    command = ("ping", "-n", "-q", "-c", str(count), "-i", "0.02", "-w", "5", *options, address)
+    return source.run(*command, check=False).returncode == 0

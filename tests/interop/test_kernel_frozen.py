@@ -17,10 +17,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.kernelkit import NETWORK, counters, plug, start, transfer
+from tests.kernelkit import NETWORK, counters, plug, reaches, start, transfer
 from tests.labkit import VDEXDP
 from vdexdp.lab import Lab, Namespace, marked, wait_until
-from vdexdp.lab.measure import iperf_server, ping, pss_bytes
+from vdexdp.lab.measure import iperf_server, pss_bytes
 from vdexdp.lab.namespace import command_line
 
 READY, READY_COLD = 0.15, 1.5
@@ -68,23 +68,23 @@ def test_stopped_processes_do_not_matter(lab: Lab, network: str) -> None:
         for guest in (one, other, third, right):
             guest.ip("neigh flush all")
         for number in (2, 3, 4):
-            assert ping(one, f"10.0.0.{number}").received == 3
-            assert ping(one, f"fd00::{number}").received == 3
-        assert ping(third, "10.0.0.4").received == 3
+            assert reaches(one, f"10.0.0.{number}")
+            assert reaches(one, f"fd00::{number}")
+        assert reaches(third, "10.0.0.4")
         during = best(one, "10.0.0.2"), best(one, "10.0.0.2", "-R")
         for was, now in zip(before, during, strict=True):
             assert now > was / 2, f"{now:.2f} Gbit/s, {was:.2f} before"
         # A guest comes with an address that no switch has ever seen.
         other.ip("link set eth0 address 02:00:00:00:00:77")
         lab.address(other, "eth0", 7)
-        assert ping(third, "10.0.0.7").received == 3
-        assert ping(right, "10.0.0.7", options=("-I", "10.0.0.4")).received == 3
+        assert reaches(third, "10.0.0.7")
+        assert reaches(right, "10.0.0.7", 3, "-I", "10.0.0.4")
         # It moves to another host, with its address.
         other.ip("link set eth0 address 02:00:00:00:00:78")
         third.ip("link set eth0 address 02:00:00:00:00:77")
-        assert ping(third, "10.0.0.1").received == 3
-        assert ping(third, "10.0.0.4").received == 3
-        assert ping(right, "10.0.0.3", options=("-I", "10.0.0.4")).received == 3
+        assert reaches(third, "10.0.0.1")
+        assert reaches(third, "10.0.0.4")
+        assert reaches(right, "10.0.0.3", 3, "-I", "10.0.0.4")
     assert counters(right, "vx")["events"]["move"]
     assert not any(counters(left, "vx")["exceptions"].values())
 
