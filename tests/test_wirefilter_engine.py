@@ -181,6 +181,8 @@ def test_speed_blocks_the_sender() -> None:
     assert engine.blocked(LR, 0.4) == pytest.approx(0.1)
     assert engine.blocked(LR, 0.6) == 0
     assert engine.blocked(RL, 0.0) == 0
+    engine.chain.node.set(Parameter.SPEED, parse_setting("0"))
+    assert engine.blocked(LR, 0.0) == 0
     assert not arrived(engine, LR, 0.49)
     assert arrived(engine, LR, 0.51)
 

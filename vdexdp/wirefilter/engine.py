@@ -65,6 +65,8 @@ class Engine:
 
     def blocked(self, direction: int, now: float) -> float:
         """Seconds until the interface takes the next frame; 0 when it is free."""
+        if self.chain.node.lanes[direction].speed is None:
+            return 0.0
         return max(0.0, self._speed_free[direction] - now)
 
     def next_time(self, direction: int) -> float | None:

@@ -79,6 +79,7 @@ class FilterStream(WrapperStream):
         self._open = True
         try:
             self._configure(spec)
+            self._work(self._clock())
         except BaseException:
             self._release()
             raise
@@ -92,9 +93,13 @@ class FilterStream(WrapperStream):
         self.inner.drops = self.engine.drops = drops
 
     def readers(self) -> Sequence[int]:
-        if self.engine.blocked(RL, self._clock()) > SLACK:
-            return ()
-        return self.inner.readers()
+        if self._direct() or self.engine.blocked(RL, self._clock()) <= SLACK:
+            return self.inner.readers()
+        return ()
+
+    def _direct(self) -> bool:
+        """Frames from the right need no engine just now."""
+        return self._in_start == self._in.count and self.engine.transparent(RL)
 
     def writer(self) -> int | None:
         inner = self.inner.writer()
@@ -103,6 +108,8 @@ class FilterStream(WrapperStream):
         return inner
 
     def timeout(self) -> float | None:
+        if self._direct():
+            return self.inner.timeout()
         now = self._clock()
         waits: list[float] = []
         due = self.engine.next_time(RL)
@@ -132,16 +139,15 @@ class FilterStream(WrapperStream):
         self._work(self._clock())
 
     def recv(self, batch: Batch) -> None:
-        engine, now, first = self.engine, self._clock(), batch.count
-        if engine.transparent(RL) and self._in_start == self._in.count:
+        first = batch.count
+        if self._direct():
             self.inner.recv(batch)
         else:
+            now = self._clock()
             self._take_in(now)
-            # Before the batch is full is soon enough: what remains makes ``timeout`` 0.
-            engine.due(RL, now + SLACK, _appender(batch))
+            self.engine.due(RL, now + SLACK, _appender(batch))  # what is left over makes ``timeout`` 0
         if self._blink:
             self._blink_all(RL, batch, first)
-        self._work(now)
 
     def _take_in(self, now: float) -> None:
         """Submit what the inner end has, as far as the interface takes it."""
@@ -157,13 +163,13 @@ class FilterStream(WrapperStream):
             self._in_start += 1
 
     def send(self, batch: Batch, start: int = 0) -> int:
-        engine, now = self.engine, self._clock()
+        engine = self.engine
         if engine.transparent(LR) and self._out_start == self._out.count:
             taken = self.inner.send(batch, start)
             if self._blink:
                 self._blink_all(LR, batch, start, start + taken)
             return taken
-        at = start
+        at, now = start, self._clock()
         while at < batch.count and engine.blocked(LR, now) <= SLACK:
             engine.submit(LR, batch[at], now)
             at += 1
