@@ -321,6 +321,10 @@ def test_frames_of_impossible_length_are_counted(switch: Node) -> None:
         assert switch.stream.drops == {"runt": 3, "too-big": 2}
         switch.send(b"", good)
         assert b.received() == [good]
+        half = b"\x02\x07\x07\x07\x07"
+        a.send(mac(5) + half, good)  # no address is learnt from half a header
+        a.send(frame(half + b"\0", mac(0)))
+        assert len(b.received(2)) == 2
 
 
 # Clients of all kinds

@@ -6,9 +6,9 @@ is asked once per batch, and its usual answer is one station for the whole batch
 system call, untouched and in order.
 
 Learning costs look-ups, so the switch remembers decisions.  A *flow* is what the first 16 bytes of a frame say
-(addresses, type, VLAN tag); its decision is reused until something is learnt, somebody leaves, or a second has
-passed.  A second is also the precision of ageing, as in stock: ages are compared at look-up, and an entry that is in
-use has its time rewritten whenever a remembered decision runs out.
+(addresses, type, VLAN tag); its decision is reused until something is learnt, somebody leaves, or a second has passed
+(a quarter of the expiry time, where that is shorter).  That is also the precision of ageing: ages are compared at
+look-up, and an entry that is in use has its time rewritten whenever a remembered decision runs out.
 
 The key of the table is MAC and VLAN, all 12 bits of it, of the outermost 802.1Q or 802.1ad tag; VLAN 0 (a mere
 priority) counts as untagged.  The table is bounded: the entry that was unused for longest makes room.
