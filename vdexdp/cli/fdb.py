@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from vdexdp.cli.printing import json_option, print_json, print_table
@@ -53,7 +55,7 @@ def add(mac: str, port: int | None, endpoint: str | None, switch: int | None, vl
     """Add a static entry: it never ages and never moves."""
     if (port is None) == (endpoint is None):
         raise RequestError(mac, "where is it?", "give --port or --endpoint")
-    place: dict[str, object] = {"port": port} if endpoint is None else {"endpoint": list(_endpoint(endpoint))}
+    place: dict[str, Any] = {"port": port} if endpoint is None else {"endpoint": list(_endpoint(endpoint))}
     client.call("fdb", action="add", switch=switch, vlan=vlan, mac=mac, **place)
 
 
