@@ -3,18 +3,32 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from vdexdp.control.log import Form
 
 
 @click.command()
 @click.option("--auto", is_flag=True, help="Leave about a second after the last plug, as when a plug started it.")
 @click.option("--stop", is_flag=True, help="End the daemon that runs here, and its plugs with it.")
+@click.option(
+    "--log",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="The log on stderr: lines for people, or a JSON object on each.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log refused requests, with tracebacks.")
-def daemon(auto: bool, stop: bool, verbose: bool) -> None:
+def daemon(auto: bool, stop: bool, form: Form, verbose: bool) -> None:
     """Serve the kernel path of this network namespace's plugs.
 
     Plugs start it on demand; run it by hand, or as a service, to keep it.  SIGTERM and SIGINT end it; frames between
-    plugs flow on, and the next daemon takes them over.
+    plugs flow on, and the next daemon takes them over. A service manager may pass the listening socket (LISTEN_FDS) and
+    is told when the daemon is ready (NOTIFY_SOCKET).
     """
     if stop:
         from vdexdp.control import client
@@ -23,4 +37,4 @@ def daemon(auto: bool, stop: bool, verbose: bool) -> None:
         return
     from vdexdp.control.daemon import run
 
-    run(auto=auto, verbose=verbose)
+    run(auto=auto, verbose=verbose, form=form)

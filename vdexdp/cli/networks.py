@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from vdexdp.control import networks
+from vdexdp.control import networks, service
 from vdexdp.control.networks import DEFAULT_FILE, Change, Networks
 from vdexdp.errors import RequestError, VdexdpError
 from vdexdp.signals import as_descriptor, received
@@ -83,6 +83,7 @@ def _stay(plugs: Networks, file: Path, wanted: dict[str, networks.Spec], prune: 
             for line in _lines([change for change in changes if change.name not in failed]):
                 _say(line)
             _failures(failed)
+            service.notify("READY=1")
             numbers = received(signals) if select.select([signals], [], [], 0.5)[0] else []
             if set(numbers) - {signal.SIGHUP}:
                 break

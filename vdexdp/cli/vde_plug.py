@@ -203,6 +203,10 @@ def plug(arguments: Arguments) -> int:
         joint = undo.enter_context(Joint((first, second), arguments.contexts, arguments.accel, wrap))
         print(f"vdexdp: {first.vnl} -- {second.vnl}: {joint.path}", file=sys.stderr, flush=True)
         ready()
+        if "NOTIFY_SOCKET" in os.environ:
+            from vdexdp.control.service import notify
+
+            notify("READY=1")
         cause = joint.run(signals)
         if arguments.verbose:
             print(f"vdexdp: ended: {cause}; {joint.status()}", file=sys.stderr)

@@ -7,6 +7,9 @@ import resource
 import signal
 import sys
 
+from vdexdp import __version__
+from vdexdp.control import service
+from vdexdp.control.log import Form, Log
 from vdexdp.control.netlink import Netlink
 from vdexdp.control.server import Server
 
@@ -29,20 +32,24 @@ def remove_leftovers(netlink: Netlink) -> int:
     return len(found)
 
 
-def run(*, auto: bool = False, verbose: bool = False) -> None:
-    """Serve this network namespace until told to stop.
+def run(*, auto: bool = False, verbose: bool = False, form: Form = "text") -> None:
+    """Serve this network namespace until told to stop.  ``form`` is that of the log.
 
     Raises DaemonError where another daemon does, PrivilegeError.
     """
     raise_limits()
-    server = Server(auto=auto, verbose=verbose)
+    log = Log(form, quiet=auto, verbose=verbose)
+    server = Server(log, auto=auto)
     if not server.awaited and (removed := remove_leftovers(server.netlink)):
-        print(f"vdexdp: removed {removed} filters that an earlier daemon left", file=sys.stderr, flush=True)
+        log.say(f"removed {removed} filters that an earlier daemon left", "warning", filters=removed)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # while programs are loaded, or compiled by children
     try:
         if not auto:
             server.prepare()
-            print(f"vdexdp: serving this network namespace at {server.rundir.path}", file=sys.stderr, flush=True)
+        log.say(f"serving this network namespace at {server.rundir.path}", version=__version__)
+        service.notify("READY=1")
         server.run()
     finally:
+        log.say("ending")
+        service.notify("STOPPING=1")
         server.close()

@@ -297,7 +297,9 @@ class Networks:
 
     def _spawn(self, spec: Spec) -> subprocess.Popen[bytes]:
         package = Path(__file__).resolve().parents[2]
-        # -P: the current directory may be anybody's, and must not be where a privileged plug imports from.
+        # -P: the current directory may be anybody's, and must not be where a privileged plug imports from.  Whether it
+        # stands is nothing to a service manager that waits for us.
+        environment = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
         argv = [sys.executable, "-P", "-m", "vdexdp", "vde_plug", "--accel", spec.accel, *spec.ends]
         try:
             with self._log(spec.name).open("wb") as log:
@@ -307,7 +309,7 @@ class Networks:
                     stdout=subprocess.DEVNULL,
                     stderr=log,
                     cwd="/",
-                    env=os.environ | {"PYTHONPATH": str(package)},
+                    env=environment | {"PYTHONPATH": str(package)},
                     start_new_session=True,
                 )
             record = {"pid": child.pid, "started": started(child.pid)} | asdict(spec)

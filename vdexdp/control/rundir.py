@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from vdexdp.control import service
 from vdexdp.control.protocol import RUN_DIR, netns_inode, socket_path
 from vdexdp.errors import DaemonError, HostError, PrivilegeError
 
@@ -37,6 +38,7 @@ class RunDir:
     """Lock and listening socket.  Raises DaemonError when another daemon serves this namespace."""
 
     def __init__(self) -> None:
+        self._inherited = service.listener()
         netns = netns_inode()
         self.path = socket_path(netns)
         self._lock_path = RUN_DIR / f"{netns}.lock"
@@ -64,7 +66,13 @@ class RunDir:
             os.close(fd)
 
     def listen(self) -> socket.socket:
-        """The listening socket, readable and writable for its owner only."""
+        """The listening socket, readable and writable for its owner only.
+
+        One that the service manager made listens at its own place; ours is then a link to it, for as long as it lives.
+        """
+        if self._inherited is not None:
+            self._link(self._inherited.getsockname())
+            return self._inherited
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
             with suppress(FileNotFoundError):
@@ -79,6 +87,17 @@ class RunDir:
             sock.close()
             raise HostError.from_oserror(str(self.path), error) from error
         return sock
+
+    def _link(self, place: str | bytes) -> None:
+        place = os.fsdecode(place)
+        try:
+            if place == str(self.path) or os.path.realpath(self.path) == os.path.realpath(place):
+                return
+            with suppress(FileNotFoundError):
+                self.path.unlink()
+            self.path.symlink_to(place)
+        except OSError as error:
+            raise HostError.from_oserror(str(self.path), error) from error
 
     def _read(self) -> Counter[int]:
         """The processes that held plugs of the daemon before, as far as they live, and how many each."""
@@ -96,9 +115,10 @@ class RunDir:
             os.pwrite(self._lock, data, 0)
 
     def close(self, *, keep: bool) -> None:
-        """Remove the socket, and the lock file unless plugs live on (``keep``)."""
-        with suppress(OSError):
-            self.path.unlink()
+        """Remove the socket if it is ours, and the lock file unless plugs live on (``keep``)."""
+        if self._inherited is None:
+            with suppress(OSError):
+                self.path.unlink()
         if not keep:
             with suppress(OSError):
                 self._lock_path.unlink()

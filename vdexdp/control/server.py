@@ -16,14 +16,12 @@ import select
 import selectors
 import signal
 import socket
-import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from vdexdp import __version__
 from vdexdp.control import libbpf, report
@@ -31,6 +29,7 @@ from vdexdp.control.channel import Body, Channel, Message, take
 from vdexdp.control.clients import Client, Reply, authorize
 from vdexdp.control.dataplane import Dataplane
 from vdexdp.control.host import Host
+from vdexdp.control.log import Log
 from vdexdp.control.model import Model, Notice, release
 from vdexdp.control.netlink import Event, Monitor, Netlink
 from vdexdp.control.protocol import VERSION, PlugRequest, check_request, failure, netns_inode
@@ -51,9 +50,9 @@ COMMON_POINTS: Final = ("port_ingress", "port_egress", "uplink_ingress", "except
 class Server:
     """One network namespace's daemon.  ``run`` returns when it is over; ``close`` it then."""
 
-    def __init__(self, *, auto: bool = False, verbose: bool = False) -> None:
+    def __init__(self, log: Log, *, auto: bool = False) -> None:
         self.auto = auto
-        self.verbose = verbose
+        self.log = log
         self.since = time.time()
         self.rundir = RunDir()
         self.netlink = Netlink()
@@ -100,13 +99,7 @@ class Server:
         try:
             handler()
         except Exception as error:
-            self._log(error)
-
-    def _log(self, error: BaseException) -> None:
-        if isinstance(error, VdexdpError) and not self.verbose:
-            print(f"vdexdp: {error}", file=sys.stderr, flush=True)
-        else:
-            traceback.print_exception(error)
+            self.log.failure(error)
 
     def _signalled(self, reader: socket.socket) -> None:
         reader.recv(64)
@@ -193,12 +186,12 @@ class Server:
             reply = self._answer(client, message)
         except VdexdpError as error:
             reply = Reply(failure(error))
-            if self.verbose:
-                self._log(error)
+            if self.log.verbose:
+                self.log.failure(error)
         except Exception as error:
             cause = "internal error" if not isinstance(error, OSError) else "the system refused"
             reply = Reply(failure(HostError("daemon", f"{cause}: {error!r}", "see the daemon's log")))
-            self._log(error)
+            self.log.failure(error)
         if reply is None:
             client.waiting = message
             return
@@ -225,6 +218,7 @@ class Server:
             client.waiting.close()
             client.waiting = None
         if client.plug is not None and self.model is not None:
+            self._said("hung up: unplugged", client)
             self.model.unplug(client.plug)
             client.plug = None
             self._plugs_changed()
@@ -266,6 +260,8 @@ class Server:
                 return Reply(self._show())
             case "fdb":
                 return Reply({"ok": True} | report.fdb(self._model(), body))
+            case "log":
+                return Reply({"ok": True, "records": list(self.log.records)})
             case "stop":
                 self.restart, self.running = False, False
                 return Reply({"ok": True})
@@ -298,6 +294,7 @@ class Server:
         self._reap()
         reply = self._model().plug(asked, message.fds, client.peer.uid)
         client.plug = self._model().plugs[reply.plug]
+        self._said(f"{' -- '.join(asked.vnls)} plugged", client)
         self._plugs_changed()
         own = [reply.fds["bridge"]] if "bridge" in reply.fds else []
         return Reply(reply.to_json(), list(reply.fds.values()), own)
@@ -316,22 +313,18 @@ class Server:
             self.awaited.subtract([client.peer.pid])
             self.awaited = +self.awaited
         self._plugs_changed()
-        self._resumed(client)
+        host = self._model().host
+        self._said(f"taken over; {host.replaced} programs replaced", client, replaced=host.replaced)
+        host.replaced = 0
         self._tell(self._model().follow([Event("lost", 0)]))
         state, held = self._model().lease(client.plug) if client.plug is not None else ({}, {})
         plug = lease["plug"]["id"] if client.plug is None else client.plug.id
         return Reply({"ok": True, "plug": plug, "lease": state, "fds": list(held)}, list(held.values()))
 
-    def _resumed(self, client: Client) -> None:
-        host = self._model().host
+    def _said(self, what: str, client: Client, **fields: Any) -> None:
         if client.plug is not None:
-            number, replaced = client.plug.id, host.replaced
-            host.replaced = 0
-            print(
-                f"vdexdp: plug {number} of process {client.peer.pid} taken over; {replaced} programs replaced",
-                file=sys.stderr,
-                flush=True,
-            )
+            number, pid = client.plug.id, client.peer.pid
+            self.log.say(f"plug {number} of process {pid}: {what}", plug=number, client=pid, **fields)
 
     def _adopt_maps(self, fds: dict[str, int]) -> None:
         """The first lease's maps become ours; every other lease has to bring the same."""
@@ -346,7 +339,7 @@ class Server:
                 host.dataplane.prepare(COMMON_POINTS)
             except VdexdpError as error:
                 host.refused = str(error)
-                self._log(HostError("upgrade", f"the older programs go on: {error}"))
+                self.log.failure(HostError("upgrade", f"the older programs go on: {error}"))
             # Loading, and compiling even more, takes its time, and the other plugs wait in our queue meanwhile.
             self.wait_until = time.monotonic() + COME_BACK
             self.sweep = (self.wait_until, ports, switches)
@@ -368,6 +361,7 @@ class Server:
         for notice in notices:
             for client in self.clients.values():
                 if client.plug is not None and client.plug.id == notice.plug:
+                    self._said(f"unplugged: {notice.subject}: {notice.cause}", client)
                     client.plug = None
                     self._send(client, {"event": "unplugged", "subject": notice.subject, "cause": notice.cause})
         if notices:
@@ -396,7 +390,7 @@ class Server:
         events, alive = self.model.tunnels.exception.events()
         self.model.worker_said(events)
         if not alive and self.watched is not None:
-            self._log(HostError("exception worker", "ended", "starting another one"))
+            self.log.failure(HostError("exception worker", "ended", "starting another one"))
             self.selector.unregister(self.watched[1])
             self.watched = None
             self.revive_at = time.monotonic() + (0.0 if self.model.tunnels.exception.restarts < 3 else 1.0)
