@@ -162,6 +162,16 @@ static __always_inline int is_on_link(const struct tunnel_info *t, const __u32 *
 		 ((addr[1] ^ t->local[1]) & t->netmask[1]) | ((addr[0] ^ t->local[0]) & t->netmask[0]));
 }
 
+/*
+ * Is the sender a kernel, to which checksums that a virtual link leaves unfinished, and super-packets, mean no harm?  Those of ours say so
+ * (outer.capable).  VXLAN devices of kernels choose source ports by flow, nodes that read a socket send from the port that they listen
+ * on; over IPv6, though, the former want the outer checksum.
+ */
+static __always_inline int is_kernels(const struct tunnel_info *t, const struct outer *o)
+{
+	return o->capable || (t->kind == TUNNEL_VXLAN && !(t->flags & TUNNEL_F_V6) && o->src_port != t->group_port);
+}
+
 /* Refreshes the entry when it says the same as `at` already.  1: done.  0: there is something to learn. */
 static __always_inline int fdb_refresh(struct fdb_entry *e, const struct fdb_entry *at)
 {

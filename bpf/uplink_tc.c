@@ -161,7 +161,7 @@ static __always_inline int tunnel_input(struct __sk_buff *skb, struct outer *o, 
 		f.at.port = f.in;
 		f.at.last_seen = ktime_ns();
 		f.at.generation = generation_now(sw, port, &f.at);
-		if (o->capable && path != PATH_EXCEPTION)
+		if (path != PATH_EXCEPTION && is_kernels(t, o))
 			f.at.flags = FDB_F_ZERO_CSUM;
 		if (path == PATH_EXCEPTION) {
 			/* Our own addresses are endpoints with our port: is the sender on this host? */

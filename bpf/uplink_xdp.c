@@ -51,7 +51,7 @@ PROGRAM(uplink_xdp, "xdp")(struct xdp_md *ctx)
 	at.port = *index;
 	at.last_seen = ktime_ns();
 	at.generation = generation_now(sw, port, &at);
-	at.flags = (o.capable ? FDB_F_ZERO_CSUM : 0) | (is_on_link(t, o.src) ? FDB_F_ON_LINK : 0);
+	at.flags = (is_kernels(t, &o) ? FDB_F_ZERO_CSUM : 0) | (is_on_link(t, o.src) ? FDB_F_ON_LINK : 0);
 	__builtin_memcpy(at.next_hop, o.source_mac, 6);
 	e = fast_forward(&fdb_key, eth, &at, sw, &out, c);
 	if (!e || !out || !takes_xdp(out, len))

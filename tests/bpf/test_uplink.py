@@ -186,6 +186,15 @@ def test_a_kernel_is_known_by_its_missing_checksum(rig: Rig) -> None:
     assert rig.entry(B).flags == K["FDB_F_ON_LINK"]
 
 
+def test_a_vxlan_device_is_known_by_its_source_ports(root: None) -> None:
+    """Kernels choose them by flow; a node that reads a socket sends from the group's port."""
+    with Rig(kind="TUNNEL_VXLAN") as rig:
+        for mac, sport, flag in ((A, PEER_PORT, K["FDB_F_ZERO_CSUM"]), (B, GROUP_PORT, 0)):
+            packet = outer(ethernet(BROADCAST, mac, 0x0806, bytes(28)), sport=sport)
+            rig.run("uplink_ingress", UPLINK, packet[:40] + b"\x12\x34" + packet[42:])
+            assert rig.entry(mac).flags == flag | K["FDB_F_ON_LINK"]
+
+
 def test_exception_tap_input(rig: Rig) -> None:
     """A datagram that a socket reassembled goes the same way, for the uplink it names."""
     rig.learn(B, WIRE2)
