@@ -39,6 +39,9 @@
 #define ENDPOINT_META 0x0200 /* first two bytes of the outer source MAC of packets from the exception worker, the uplink's ifindex in
 				network byte order behind them */
 #define UPLINK_KEY 0x80000000 /* or-ed to the ifindex of an uplink in `ingress`, so that one device can be a port and an uplink */
+#define HISTOGRAM_SLOTS 26 /* slot n counts what took less than 2^(n + HISTOGRAM_SHIFT) ns, the last one all that took longer */
+#define HISTOGRAM_SHIFT 6
+#define MAX_PROBES 4096      /* requests whose answers are awaited, for the histograms of round trips */
 #define REFRESH_NS 500000000 /* an FDB entry's time is rewritten at most this often */
 
 enum switch_mode {
@@ -122,6 +125,15 @@ enum event {
 	EV_MAX = 8,
 };
 
+/* What is timed; the index into `timings`. */
+enum timed {
+	TIMED_PORT_TC = 0, /* tc program of a local port */
+	TIMED_PORT_XDP = 1, /* XDP program of a local port, frames that it forwards itself */
+	TIMED_UPLINK_TC = 2, /* tc program of an uplink */
+	TIMED_UPLINK_XDP = 3, /* XDP program of an uplink, frames that it forwards itself */
+	TIMED_MAX = 4,
+};
+
 /* Programs that others continue in, in the map `jumps`. */
 enum jump {
 	JUMP_FLOOD = 0, /* send to every other port of the switch */
@@ -172,7 +184,7 @@ struct port_info {
 	__u16 switch_id;
 	__u8 kind;
 	__u8 flags;
-	__u32 pad;
+	__u32 sample; /* share of the frames that is timed, in 2^-32; 0 = none, and no round trips either */
 	__u64 window_start; /* ns; the learning window that `learnt` counts in, written by the programs */
 	__u32 learnt;
 	__u32 pad2;
@@ -217,9 +229,23 @@ struct counters {
 	__u64 events[8];
 };
 
+struct histogram {
+	__u64 sum; /* ns */
+	__u64 bucket[HISTOGRAM_SLOTS];
+};
+
+/* A request that went out by a tunnel, as its answer will name it; all as in the packet, but `number` of TCP in host order. */
+struct rtt_key {
+	__u32 tunnel; /* port index */
+	__u32 near; /* who asked: IPv4 address, or the four words of the IPv6 one, xor-ed */
+	__u32 far;
+	__u32 ports; /* of TCP; the identifier of an ICMP echo */
+	__u32 number; /* which TCP acknowledges; the sequence number of an ICMP echo */
+};
+
 /*
  * Maps: M(name, type, key type, value type, entries, flags).  This table is the only place that knows them.
- * counters and ports are indexed by port index; tunnels by the tunnel's port index; jumps by enum jump.
+ * counters and ports are indexed by port index; tunnels and rtts by the tunnel's port index; jumps by enum jump.
  * tx_ports has the device that XDP_REDIRECT sends to: a local port's own, a tunnel's uplink; absent where it takes none.
  */
 #define VDEXDP_MAPS(M) \
@@ -232,6 +258,9 @@ struct counters {
 	M(generations, ARRAY, __u32, __u32, GEN_SLOTS, 0) \
 	M(counters, PERCPU_ARRAY, __u32, struct counters, MAX_PORTS, 0) \
 	M(tx_ports, DEVMAP, __u32, __u32, MAX_PORTS, 0) \
-	M(jumps, PROG_ARRAY, __u32, __u32, JUMP_MAX, 0)
+	M(jumps, PROG_ARRAY, __u32, __u32, JUMP_MAX, 0) \
+	M(timings, PERCPU_ARRAY, __u32, struct histogram, TIMED_MAX, 0) \
+	M(rtts, PERCPU_ARRAY, __u32, struct histogram, MAX_PORTS, 0) \
+	M(probes, LRU_HASH, struct rtt_key, __u64, MAX_PROBES, 0)
 
 #endif

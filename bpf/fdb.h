@@ -6,7 +6,7 @@
 #ifndef VDEXDP_FDB_H
 #define VDEXDP_FDB_H
 
-#include "eth.h"
+#include "sample.h"
 
 static __always_inline struct port_info *port_at(__u32 index)
 {

@@ -49,6 +49,8 @@ char _license[] SECTION("license") = "GPL";
 #define HELPER(id) ((void *)(id))
 static void *(*map_lookup)(void *map, const void *key) = HELPER(1);
 static long (*map_update)(void *map, const void *key, const void *value, __u64 flags) = HELPER(2);
+static long (*map_delete)(void *map, const void *key) = HELPER(3);
+static __u64 (*ktime_fine)(void) = HELPER(5);
 static __u32 (*prandom_u32)(void) = HELPER(7);
 static long (*skb_store_bytes)(struct __sk_buff *skb, __u32 offset, const void *from, __u32 len, __u64 flags) = HELPER(9);
 static long (*tail_call)(void *ctx, void *map, __u32 index) = HELPER(12);

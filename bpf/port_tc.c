@@ -9,14 +9,22 @@ static __always_inline int local_port(struct __sk_buff *skb, int at_ingress)
 {
 	__u32 ifindex = skb->ifindex;
 	__u32 *in = map_lookup(MAP(ingress), &ifindex);
+	__u64 start = 0;
+	int verdict;
 
-	return in ? port_input(skb, *in, PATH_TC, at_ingress) : VERDICT_NEXT;
+	if (!in)
+		return VERDICT_NEXT;
+	verdict = port_input(skb, *in, PATH_TC, at_ingress, &start);
+	sample_end(start, TIMED_PORT_TC);
+	return verdict;
 }
 
 #ifdef BOUNCE
 PROGRAM(bounce, "tc")(struct __sk_buff *skb)
 {
-	return port_input(skb, skb->cb[CB_IN], PATH_EXCEPTION, 1);
+	__u64 start;
+
+	return port_input(skb, skb->cb[CB_IN], PATH_EXCEPTION, 1, &start);
 }
 #elif defined(AT_EGRESS)
 PROGRAM(port_egress, "tc")(struct __sk_buff *skb)

@@ -43,7 +43,7 @@ static __always_inline int encap_xdp(struct xdp_md *ctx, const struct tunnel_inf
 	return redirect_map(MAP(tx_ports), out, 0);
 }
 
-PROGRAM(port_xdp, "xdp")(struct xdp_md *ctx)
+static __always_inline int port_fast(struct xdp_md *ctx, __u64 *start)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	__u32 ifindex = ctx->ingress_ifindex, len = end - data, to, *in;
@@ -60,6 +60,7 @@ PROGRAM(port_xdp, "xdp")(struct xdp_md *ctx)
 		return VERDICT_PASS;
 	port = port_at(*in);
 	c = counters_at(*in);
+	*start = port ? sample_start(port, c, PATH_XDP) : 0;
 	sw = port ? switch_at(port->switch_id) : NULL;
 	if (!sw || (void *)(eth + 1) > end || sw->mode != MODE_SWITCH)
 		return left_to_tc(c);
@@ -88,6 +89,18 @@ PROGRAM(port_xdp, "xdp")(struct xdp_md *ctx)
 		return left_to_tc(c);
 	if (len + (t->flags & TUNNEL_F_V6 ? OUTER6_LEN : OUTER4_LEN) - ETH_LEN > t->mtu)
 		return left_to_tc(c);
+	if (out->sample && holds_probe(eth, end))
+		return left_to_tc(c);
 	count_rx(c, PATH_XDP, 1, len);
 	return encap_xdp(ctx, t, e, to, len, c);
+}
+
+PROGRAM(port_xdp, "xdp")(struct xdp_md *ctx)
+{
+	__u64 start = 0;
+	int verdict = port_fast(ctx, &start);
+
+	if (verdict != VERDICT_PASS)
+		sample_end(start, TIMED_PORT_XDP);
+	return verdict;
 }

@@ -27,6 +27,8 @@ static __always_inline int send_to(struct __sk_buff *skb, struct fdb_entry *e, s
 	t = tunnel_at(e->port);
 	if (!t)
 		return count_drop(c, DROP_NO_SWITCH);
+	if (port->sample)
+		rtt_out(skb, e->port);
 	__builtin_memcpy(to.addr, e->addr, 16);
 	to.port = e->udp_port;
 	to.ttl = 64;
@@ -47,8 +49,8 @@ static __always_inline int flood(struct __sk_buff *skb, struct frame *f, struct 
 	return count_drop(c, DROP_REDIRECT);
 }
 
-/* A frame enters the switch by a local port. */
-static __always_inline int port_input(struct __sk_buff *skb, __u32 in, __u8 path, int at_ingress)
+/* A frame enters the switch by a local port.  `start` is when, if it is to be timed. */
+static __always_inline int port_input(struct __sk_buff *skb, __u32 in, __u8 path, int at_ingress, __u64 *start)
 {
 	struct port_info *port = port_at(in), *out;
 	struct counters *c = counters_at(in);
@@ -59,6 +61,7 @@ static __always_inline int port_input(struct __sk_buff *skb, __u32 in, __u8 path
 
 	if (!port)
 		return VERDICT_NEXT;
+	*start = sample_start(port, c, path);
 	sw = switch_at(port->switch_id);
 	if (!sw)
 		return count_drop(c, DROP_NO_SWITCH);

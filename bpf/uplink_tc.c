@@ -87,7 +87,8 @@ static __always_inline int to_local_peers(const struct tunnel_info *t, const str
 	       o->dst[0] == t->group[0];
 }
 
-static __always_inline int tunnel_input(struct __sk_buff *skb, struct outer *o, __u32 uplink, __u8 path)
+/* `start` is when, if the frame is to be timed. */
+static __always_inline int tunnel_input(struct __sk_buff *skb, struct outer *o, __u32 uplink, __u8 path, __u64 *start)
 {
 	struct endpoint_key where = { .uplink = uplink, .vni = swap32(o->vxlan_vni) >> 8, .udp_port = o->dst_port };
 	struct port_info *port, *out;
@@ -110,6 +111,7 @@ static __always_inline int tunnel_input(struct __sk_buff *skb, struct outer *o, 
 	c = counters_at(f.in);
 	if (!port || !t)
 		return VERDICT_NEXT;
+	*start = sample_start(port, c, path);
 	sw = switch_at(port->switch_id);
 	if (!sw)
 		return count_drop(c, DROP_NO_SWITCH);
@@ -153,6 +155,9 @@ static __always_inline int tunnel_input(struct __sk_buff *skb, struct outer *o, 
 	count_rx(counters_at(t->uplink_port), path, f.frames, skb->len);
 	if (path == PATH_EXCEPTION && c)
 		c->exceptions[EXC_INPUT]++;
+
+	if (port->sample)
+		rtt_in(skb, o->len + ETH_LEN + 4 * tags.count, eth.proto, f.in);
 
 	f.key.switch_id = port->switch_id;
 	if (tags.count)
@@ -200,6 +205,8 @@ PROGRAM(UPLINK_PROGRAM, "tc")(struct __sk_buff *skb)
 	__u32 ifindex = skb->ifindex;
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct outer o;
+	__u64 start = 0;
+	int verdict;
 
 	if (skb->vlan_present) {
 #ifdef EXCEPTION_TAP
@@ -230,8 +237,10 @@ PROGRAM(UPLINK_PROGRAM, "tc")(struct __sk_buff *skb)
 		return index ? count_drop(counters_at(*index), DROP_BAD_BOUNCE) : VERDICT_DROP;
 	}
 	ifindex = (__u32)o.source_mac[2] << 24 | (__u32)o.source_mac[3] << 16 | (__u32)o.source_mac[4] << 8 | o.source_mac[5];
-	return tunnel_input(skb, &o, ifindex, PATH_EXCEPTION);
+	return tunnel_input(skb, &o, ifindex, PATH_EXCEPTION, &start);
 #else
-	return tunnel_input(skb, &o, ifindex, PATH_TC);
+	verdict = tunnel_input(skb, &o, ifindex, PATH_TC, &start);
+	sample_end(start, TIMED_UPLINK_TC);
+	return verdict;
 #endif
 }

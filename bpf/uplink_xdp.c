@@ -4,7 +4,7 @@
  */
 #include "switch_xdp.h"
 
-PROGRAM(uplink_xdp, "xdp")(struct xdp_md *ctx)
+static __always_inline int uplink_fast(struct xdp_md *ctx, __u64 *start)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct endpoint_key where = { .uplink = ctx->ingress_ifindex };
@@ -29,6 +29,7 @@ PROGRAM(uplink_xdp, "xdp")(struct xdp_md *ctx)
 	port = port_at(*index);
 	t = tunnel_at(*index);
 	c = counters_at(*index);
+	*start = port ? sample_start(port, c, PATH_XDP) : 0;
 	sw = port ? switch_at(port->switch_id) : NULL;
 	if (!sw || !t || sw->mode != MODE_SWITCH)
 		return VERDICT_PASS;
@@ -43,7 +44,7 @@ PROGRAM(uplink_xdp, "xdp")(struct xdp_md *ctx)
 	if (len != o.payload)
 		return left_to_tc(c);
 	fdb_key.switch_id = port->switch_id;
-	if (inspect(eth, end, &fdb_key))
+	if (inspect(eth, end, &fdb_key) || (port->sample && holds_probe(eth, end)))
 		return left_to_tc(c);
 
 	__builtin_memcpy(at.addr, o.src, 16);
@@ -63,4 +64,14 @@ PROGRAM(uplink_xdp, "xdp")(struct xdp_md *ctx)
 	count_rx(counters_at(t->uplink_port), PATH_XDP, 1, len + o.len);
 	count_tx(counters_at(to), PATH_XDP, 1, len);
 	return redirect_map(MAP(tx_ports), to, 0);
+}
+
+PROGRAM(uplink_xdp, "xdp")(struct xdp_md *ctx)
+{
+	__u64 start = 0;
+	int verdict = uplink_fast(ctx, &start);
+
+	if (verdict != VERDICT_PASS)
+		sample_end(start, TIMED_UPLINK_XDP);
+	return verdict;
 }

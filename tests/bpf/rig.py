@@ -143,7 +143,7 @@ class Bench:
                 for port in PORTS:
                     one.delete(port)
             elif name != "jumps":
-                size = 8 if name != "generations" else definition.entries
+                size = min(8, definition.entries) if name != "generations" else definition.entries
                 blank = (definition.value * (libbpf.possible_cpus() if definition.percpu else 1))()
                 for index in range(size):
                     if name != "generations" or one.lookup(index).value:
