@@ -11,11 +11,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from vdexdp.control import libbpf
-from vdexdp.lab import Namespace
+from vdexdp.lab import Namespace, wait_until
+from vdexdp.lab.measure import ping
 
 VDEXDP = (sys.executable, "-m", "vdexdp")
 """The command under test, from this checkout."""
@@ -138,3 +140,8 @@ class TwoHosts:
     right: Namespace
     left_guest: Namespace
     right_guest: Namespace
+
+
+def settled(source: Namespace, address: str, **how: Any) -> None:
+    """Five pings of five come back: at once, or as soon as a load that went before has drained from the queues."""
+    wait_until(lambda: ping(source, address, count=5, **how).received == 5, 10.0, f"five pings of five to {address}")

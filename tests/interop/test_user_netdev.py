@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.interop.test_user_vxvde import ours, stock
-from tests.labkit import VDEXDP, TwoHosts
+from tests.labkit import VDEXDP, TwoHosts, settled
 from tests.rawframes import RawPort, dot1q, frame, stream_plug
 from vdexdp.lab import Lab, Namespace, Process
 from vdexdp.lab.measure import iperf_server, ping, tcp
@@ -40,7 +40,7 @@ def test_tcp_and_udp_with_offloads(
     peer(two_hosts.right, "t2", NETWORK)
     lab.address(two_hosts.right, "t2", 9)
     guest = two_hosts.left_guest
-    assert ping(guest, "10.0.0.9", count=5).received == 5
+    settled(guest, "10.0.0.9")
     iperf_server(guest)
     iperf_server(two_hosts.right)
     for address, client in (("10.0.0.9", guest), ("fd00::9", guest), ("10.0.0.1", two_hosts.right)):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.labkit import VDEXDP, require_tool
+from tests.labkit import VDEXDP, require_tool, settled
 from tests.rawframes import RawPort, dot1q, frame, stream_plug
 from vdexdp.lab import Lab, Namespace, Process, wait_until
 from vdexdp.lab.measure import iperf_server, ping, tcp
@@ -51,8 +51,8 @@ def test_ping_and_tcp(lab: Lab, hosts: Hosts, peer: Start, network: str) -> None
     peer(right, "t2", network)
     lab.address(left, "t1", 1)
     lab.address(right, "t2", 2)
-    assert ping(left, "10.0.0.2", count=5).received == 5
-    assert ping(right, "fd00::1", count=5).received == 5
+    settled(left, "10.0.0.2")
+    settled(right, "fd00::1")
     assert ping(left, "10.0.0.2", size=1472, options=("-M", "do")).received == 3
     iperf_server(right)
     for reverse in (False, True):
