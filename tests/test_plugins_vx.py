@@ -18,7 +18,7 @@ import pytest
 
 from tests.rawframes import dot1q, frame
 from vdexdp.errors import HostError, VnlError
-from vdexdp.lab import Lab, Namespace
+from vdexdp.lab import Lab, Namespace, wait_until
 from vdexdp.plugins import registry
 from vdexdp.plugins.base import Batch, Stream, Tunnel
 from vdexdp.plugins.vxnet import VxSpec
@@ -135,6 +135,8 @@ def net(lab: Lab) -> Iterator[Namespace]:
     host.ip("address add 2001:db8::1/64 dev up0 nodad")
     host.ip("link set up1 up")
     host.ip("link set up0 up")
+    # The kernel's IPv6 gets to know of the carrier a little later, and sends no multicast before.
+    wait_until(lambda: "ff00::/8" in host.ip("-6 route show table all dev up0"), what="IPv6")
     with host.entered():
         yield host
 
