@@ -69,7 +69,7 @@ def test_two_of_us(tmp_path: Path) -> None:
     near = open_end(f"cmd://{child}")
     run_until([near], other.exists)
     far = open_end(f"ptp://{other}")
-    run_until([near, far], lambda: not far.fault() and not getattr(near, "_pad"))  # noqa: B009
+    run_until([near, far], lambda: not far.fault() and not getattr(near, "_stock"))  # noqa: B009
     frames = mixed(1000)
     for source, sink in ((near, far), (far, near)):
         for start in range(0, 1000, 50):

@@ -17,7 +17,7 @@ here keeps them from it:
   length, because its buffer has one, too.  So a frame of odd length is padded with a zero byte, which every protocol
   over Ethernet bears, as short frames always have some.
 
-Two of us need no padding, and know one another by a ``GREETING``.  The side that started the other (``cmd://``)
+Two of us need neither, and know one another by a ``GREETING``.  The side that started the other (``cmd://``)
 begins with it; this is safe, for stock's vde_plug skips an empty record, while some readers that may have started
 *us* take it for the end. So the other side only answers.
 """
@@ -64,7 +64,7 @@ class ByteStream(Stream):
         self._full = False
         self._greeted = greet
         self._heard = False
-        self._pad = True
+        self._stock = True  # the peer may be one of those readers
         self._pipe = _pipe_capacity(sink)  # bytes; 0 where the sink is no pipe
         self._open = True
         self._blocking = {fd: os.get_blocking(fd) for fd in (source, sink)}
@@ -119,7 +119,7 @@ class ByteStream(Stream):
     def _hear(self, data: bytes) -> None:
         self._heard = True
         if data.startswith(GREETING):
-            self._pad = False
+            self._stock = False
             if not self._greeted:
                 self._greeted = True
                 self._rest += GREETING
@@ -148,14 +148,14 @@ class ByteStream(Stream):
     def _records(self, batch: Batch, start: int) -> tuple[int, list[bytes | memoryview], int]:
         """The records that may go in one write: the index behind the last, two pieces for each, and all their bytes."""
         limit = sys.maxsize
-        if self._pipe:
+        if self._pipe and self._stock:
             filled = fcntl.ioctl(self.sink, termios.FIONREAD, b"\0\0\0\0") != b"\0\0\0\0"
             limit = select.PIPE_BUF if filled else self._pipe
         pieces: list[bytes | memoryview] = []
         total = 0
         for index in range(start, batch.count):
             frame: bytes | memoryview = batch[index]
-            if self._pad and len(frame) % 2:
+            if self._stock and len(frame) % 2:
                 frame = b"".join((frame, b"\0"))
             if pieces and total + 2 + len(frame) > limit:
                 return index, pieces, total
