@@ -36,6 +36,7 @@ COMMANDS = {
     "up": "networks:up",
     "down": "networks:down",
     "diff": "networks:diff",
+    "support-bundle": "support_bundle:support_bundle",
 }
 """Command → "module in vdexdp.cli:click command", in the order of the help text."""
 
