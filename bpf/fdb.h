@@ -172,15 +172,19 @@ static __always_inline int is_kernels(const struct tunnel_info *t, const struct 
 	return o->capable || (t->kind == TUNNEL_VXLAN && !(t->flags & TUNNEL_F_V6) && o->src_port != t->group_port);
 }
 
-/* Refreshes the entry when it says the same as `at` already.  1: done.  0: there is something to learn. */
+/*
+ * Refreshes the entry when it says the same as `at` already.  1: done.  0: there is something to learn.  A static entry stays where it is, but is
+ * told what frames from there say of the endpoint.
+ */
 static __always_inline int fdb_refresh(struct fdb_entry *e, const struct fdb_entry *at)
 {
+	int fixed;
+
 	if (!e)
 		return 0;
-	if (e->flags & FDB_F_STATIC)
-		return 1;
-	if (!same_place(e, at) || e->generation != at->generation)
-		return 0;
+	fixed = e->flags & FDB_F_STATIC;
+	if (!same_place(e, at) || (!fixed && e->generation != at->generation))
+		return fixed;
 	if ((__s64)(at->last_seen - e->last_seen) > REFRESH_NS) {
 		e->last_seen = at->last_seen;
 		e->flags |= at->flags;

@@ -26,7 +26,7 @@ from typing import Any
 from tests.labkit import VDEXDP
 from vdexdp.control import libbpf
 from vdexdp.control.client import call
-from vdexdp.errors import HostError
+from vdexdp.errors import HostError, VdexdpError
 from vdexdp.lab import Lab, Namespace, Process, wait_until
 from vdexdp.plugins.stream import GREETING
 from vdexdp.plugins.tap import open_tap
@@ -183,8 +183,26 @@ def tap(host: Namespace, number: int, mtu: int = JUMBO) -> PacketEnd:
     return PacketEnd(number, f"tap://{name}", host, name)
 
 
+def daemon(host: Namespace) -> None:
+    """See that a daemon listens that the lab ends at once; those that start by themselves stay for a second."""
+    if not any("daemon" in process.argv for process in host.processes):
+        process = host.spawn(*VDEXDP, "daemon")
+        until(lambda: listening(host) or process.poll() is not None, f"a daemon on {host.name}", 20)
+        assert process.poll() is None, process.output()
+
+
+def listening(host: Namespace) -> bool:
+    with host.entered():
+        try:
+            call("hello")
+        except VdexdpError:
+            return False
+        return True
+
+
 def start(host: Namespace, *vnls: str) -> Process:
     """A plug that must take the kernel path."""
+    daemon(host)
     return host.spawn(*VDEXDP, "vde_plug", "--accel", "require", *vnls)
 
 
@@ -198,6 +216,7 @@ def plug(host: Namespace, *vnls: str) -> Process:
 def plug_ends(host: Namespace, network: str, ends: Sequence[End]) -> list[Process]:
     """Plug every end into one network."""
     plugs = []
+    daemon(host)
     for end in ends:
         if isinstance(end, StreamEnd):
             plugs.append(host.spawn(*VDEXDP, "vde_plug", network, stdin=end.their_in, stdout=end.their_out))

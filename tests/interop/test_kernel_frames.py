@@ -22,14 +22,18 @@ from tests.kernelkit import (
     JUMBO,
     End,
     HeldEnd,
+    PacketEnd,
     StreamEnd,
     counters,
     differences,
     plug_ends,
     shapes,
+    show,
     tap,
+    until,
     veth,
 )
+from tests.labkit import require_tool
 from vdexdp.control import client
 from vdexdp.control.dataplane import Dataplane
 from vdexdp.control.protocol import Bridge, PlugRequest
@@ -39,6 +43,8 @@ from vdexdp.plugins.registry import parse
 
 PATIENCE = 3.0
 """Seconds that frames may take on a busy machine."""
+BURST = 8
+"""Frames at once for which a stock node's socket has room."""
 
 NETWORKS = {
     "vxvde4": "vxvde://234.0.0.1/if=lan0",
@@ -102,7 +108,7 @@ def uplink_xdp(host: Namespace, network: str) -> Iterator[None]:
 
 def introduce(ends: list[End]) -> None:
     """Every end says its address, so that every switch learns it, untagged and with the tags of the shapes."""
-    greetings = {end: list(shapes(end.mac, BROADCAST, 1500).values()) for end in ends}
+    greetings = {end: [data for data in shapes(end.mac, BROADCAST).values() if len(data) == 64] for end in ends}
     for end in ends:
         for data in greetings[end]:
             end.send(data)
@@ -163,3 +169,41 @@ def test_frames_of_every_shape_by_xdp(lab: Lab, network: str) -> None:
             seen = counters(host, port)
             assert seen["rx_frames"]["xdp"] > 100, f"{port}: {seen}"
             assert seen["tx_frames"]["xdp"] > 100, f"{port}: {seen}"
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_frames_of_every_shape_with_stock_nodes_and_fragments(lab: Lab, family: int) -> None:
+    """Jumbo frames over an underlay of 1500 bytes, among our ports and stock nodes on both hosts."""
+    network = NETWORKS[f"vxvde{family}"]
+    left, right = lab.host("left"), lab.host("right")
+    lab.underlay(left, right)
+    ends: list[End] = [veth(lab, left, 1), veth(lab, right, 2)]
+    try:
+        plug_ends(left, network, ends[:1])
+        plug_ends(right, network, ends[1:])
+        for number, host in enumerate((left, right), 3):
+            host.ip("route add multicast ff05:56de::1 dev lan0 table local")
+            host.spawn(require_tool("vde_plug"), f"tap://s{number}", network)
+            until(lambda host=host, number=number: host.exists(f"s{number}"), "the stock node")  # type: ignore[misc]
+            host.ip(f"link set s{number} mtu {JUMBO} up")
+            ends.append(PacketEnd(number, "stock", host, f"s{number}"))
+            until(lambda host=host: show(host)["switches"][0]["local_peers"], "the stock node seen")  # type: ignore[misc]
+        for mac in (BROADCAST, None):
+            for sender in ends:
+                for targets in (
+                    [[end for end in ends if end is not sender]]
+                    if mac
+                    else [[one] for one in ends if one is not sender]
+                ):
+                    frames = shapes(sender.mac, mac or targets[0].mac, JUMBO)
+                    del frames["14 bytes"]  # stock drops it
+                    few = list(frames.items())
+                    for at in range(0, len(few), BURST):
+                        others = [end for end in ends if end is not sender and end not in targets]
+                        wrong = exchange(sender, targets, others, dict(few[at : at + BURST]))
+                        assert not wrong, "\n".join(wrong[:40])
+            if mac:
+                introduce(ends)
+    finally:
+        for end in ends:
+            end.close()
