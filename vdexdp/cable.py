@@ -43,6 +43,20 @@ class Flow:
     _start: int = 0  # the first frame of the batch that the sink has not taken
     _ended: HangUp | None = None  # the source hung up behind the frames of this batch
 
+    def __post_init__(self) -> None:
+        # Most streams leave most of their methods as they are in the base class, and need not be asked each time.
+        self._may_block = type(self.sink).writer is not Stream.writer
+        self._has_timer = type(self.source).timeout is not Stream.timeout
+        self._has_chores = type(self.source).chores is not Stream.chores
+
+    def state(self) -> _State:
+        """What there is to wait for."""
+        source = self.source
+        writer = self.sink.writer() if self._may_block else None
+        source.stalled = writer is not None
+        chores = tuple(source.chores()) if self._has_chores else ()
+        return writer, tuple(source.readers()) if writer is None else (), chores
+
     def read(self) -> Ending | None:
         """Move one batch.  Only for a flow that is not blocked."""
         batch = self._batch
@@ -87,7 +101,7 @@ class Flow:
 
     def timed(self) -> bool:
         """Whether ``timeout`` may have something to say."""
-        return self._ended is not None or type(self.source).timeout is not Stream.timeout
+        return self._has_timer or self._ended is not None
 
 
 @dataclass(frozen=True)
@@ -163,7 +177,7 @@ class Cable:
 
     def step(self, timeout: float | None = None) -> Ending | None:
         """Wait once, for at most ``timeout`` seconds, and move what can be moved."""
-        left, right = self._state(self.left), self._state(self.right)
+        left, right = self.left.state(), self.right.state()
         if left != self._planned[0] or right != self._planned[1]:
             self._plan = self._make_plan(left, right)
             self._planned = (left, right)
@@ -204,13 +218,6 @@ class Cable:
                 if limit is not None and limit <= 0.0:
                     ending = ending or flow.read()
         return ending
-
-    @staticmethod
-    def _state(flow: Flow) -> _State:
-        source = flow.source
-        writer = flow.sink.writer()
-        source.stalled = writer is not None
-        return writer, tuple(source.readers()) if writer is None else (), tuple(source.chores())
 
     def _make_plan(self, *states: _State) -> _Plan:
         wanted: dict[int, int] = dict.fromkeys(self._watched, select.POLLIN)

@@ -59,7 +59,10 @@ MODE: Final = 0o600
 DIRECTORY_MODE: Final = 0o2700
 
 BURST_GAP: Final = 1e-4
-"""Seconds; frames of one client that are closer together are expected to have company."""
+"""Seconds; frames of one client that are closer together may have company."""
+
+SINGLES: Final = 8
+"""Frames that are read singly after company was expected in vain."""
 
 _TAGGED_MIN = FRAME_MIN + 4
 _ROUNDS = 4  # looks for input in one recv, so that the pump's other direction gets its turn
@@ -93,6 +96,7 @@ class Port(Station):
         self.description = client.description
         self.spoken = 0  # bytes on the stream after the request
         self.busy = False  # the last look found several frames
+        self.singles = SINGLES  # frames that were read singly since
         self.looked = 0.0  # when frames were looked for, by time.monotonic()
 
 
@@ -187,14 +191,16 @@ class NetnodeStream(Stream):
         """Frames of one client; tell whether there were any.
 
         Where they come singly, plain calls are quicker than those for many; where a client has something again within
-        BURST_GAP, they come in bursts.
+        BURST_GAP, there may be more than one, and it is tried now and then.
         """
         first = batch.count
-        if port.busy or self._now - port.looked < BURST_GAP:
+        soon = self._now - port.looked < BURST_GAP
+        port.looked = self._now
+        if port.busy or (soon and port.singles >= SINGLES):
             port.busy = self._burst_in(port, batch) > 1
-            port.looked = self._now
+            port.singles = 0
         else:
-            port.looked = self._now
+            port.singles += 1
             row = batch.rows[first]
             try:
                 length = batch.lengths[first] = port.data.recv_into(row)
