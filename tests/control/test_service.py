@@ -151,6 +151,33 @@ def test_socket_activation_and_readiness(lab: Lab, tmp_path: Path) -> None:
         said.close()
 
 
+def test_the_service_takes_over_from_a_daemon_that_a_plug_started(lab: Lab, tmp_path: Path) -> None:
+    activate = require_tool("systemd-socket-activate")
+    host = lab.host("host")
+    lab.underlay(host, lab.host("other"))
+    one, _ = lab.guest(host, "g1", 1, mtu=1400), lab.guest(host, "g2", 2, mtu=1400)
+    for device in ("g1", "g2"):
+        process = host.spawn(*VDEXDP, "vde_plug", "--accel", "require", f"netdev://{device}", "vxvde://234.0.0.1")
+        process.wait_output("in the kernel", START)
+    first = call(host, "hello")
+    assert first["auto"]
+    place, link = tmp_path / "host.sock", RUN_DIR / f"{host.inode}.sock"
+    service = host.spawn(activate, "--seqpacket", "-E", "PYTHONPATH", "-l", str(place), *VDEXDP, "daemon")
+    until(place.exists, "the socket")
+    try:
+        link.unlink()
+        link.symlink_to(place)  # as vdexdp.socket does
+        os.kill(first["pid"], signal.SIGTERM)
+        until(lambda: "taken over" in service.output(), "the service to serve", START)
+        until(lambda: len(call(host, "show")["plugs"]) == 2, "both plugs in it", START)
+        assert not call(host, "hello")["auto"]
+        assert ping(one, "10.0.0.2")
+    finally:
+        for process in host.processes:
+            process.stop()
+        link.unlink(missing_ok=True)
+
+
 def test_plugs_and_networks_say_that_they_are_ready(lab: Lab, tmp_path: Path) -> None:
     host = lab.host("host")
     file = tmp_path / "networks.toml"

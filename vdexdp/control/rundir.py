@@ -39,6 +39,7 @@ class RunDir:
 
     def __init__(self) -> None:
         self._inherited = service.listener()
+        self._bound: os.stat_result | None = None
         netns = netns_inode()
         self.path = socket_path(netns)
         self._lock_path = RUN_DIR / f"{netns}.lock"
@@ -83,6 +84,7 @@ class RunDir:
             finally:
                 os.umask(mask)
             sock.listen(BACKLOG)
+            self._bound = os.lstat(self.path)
         except OSError as error:
             sock.close()
             raise HostError.from_oserror(str(self.path), error) from error
@@ -115,9 +117,9 @@ class RunDir:
             os.pwrite(self._lock, data, 0)
 
     def close(self, *, keep: bool) -> None:
-        """Remove the socket if it is ours, and the lock file unless plugs live on (``keep``)."""
-        if self._inherited is None:
-            with suppress(OSError):
+        """Remove the socket if it is ours still, and the lock file unless plugs live on (``keep``)."""
+        with suppress(OSError):
+            if self._bound is not None and os.path.samestat(self._bound, os.lstat(self.path)):
                 self.path.unlink()
         if not keep:
             with suppress(OSError):
