@@ -119,13 +119,13 @@ def two_ways(scope: str, unit: str, selector: str, by: str = "path") -> list[tup
     ]
 
 
-LATENCY = [
-    (
-        f"histogram_quantile({share}, sum by (le, program, path) (rate(vdexdp_forwarding_seconds_bucket{RATE})))",
-        f"{name} {{{{program}}}} {{{{path}}}}",
-    )
-    for share, name in ((0.5, "median"), (0.99, "99 %"))
-]
+def quantiles(name: str, by: str, legend: str, selector: str = "") -> list[tuple[str, str]]:
+    """Median and 99 % of a histogram."""
+    return [
+        (f"histogram_quantile({share}, sum by (le, {by}) (rate({name}_bucket{selector}{RATE})))", f"{word} {legend}")
+        for share, word in ((0.5, "median"), (0.99, "99 %"))
+    ]
+
 
 OVERVIEW = Dashboard(
     "vdexdp-overview",
@@ -169,6 +169,12 @@ OVERVIEW = Dashboard(
             [("vdexdp_fdb_slots_used / vdexdp_fdb_slots", "{{netns}}")],
             "At 100 % the least recently used entries are evicted.",
         ),
+        Panel(
+            "Time in the programs",
+            "s",
+            quantiles("vdexdp_forwarding_seconds", "program, path", "{{program}} {{path}}"),
+            "Of sampled frames: look-ups, learning, encapsulation. Needs vdexdp metrics --sample.",
+        ),
         Panel("Cost of scrapes", "s", [("vdexdp_scrape_collector_duration_seconds", "{{netns}} {{collector}}")]),
     ],
 )
@@ -207,6 +213,12 @@ LAC = Dashboard(
             [(f"sum by (cause) (rate(vdexdp_lac_exception_frames_total{ONE_LAC}{RATE}))", "{{cause}}")],
         ),
         Panel("Drops", "pps", [(f"sum by (reason) (rate(vdexdp_lac_drops_total{ONE_LAC}{RATE}))", "{{reason}}")]),
+        Panel(
+            "Round trips to peers",
+            "s",
+            quantiles("vdexdp_peer_rtt_seconds", "network", "{{network}}", ONE_LAC),
+            "From TCP SYN or ICMP echo to its answer, the answering guest included. Needs vdexdp metrics --sample.",
+        ),
         Panel("Address and uplink", "short", [(f"vdexdp_lac_info{ONE_LAC}", "")], "", "table"),
         Panel("Ports", "short", [(f"vdexdp_port_info{ONE_LAC}", "")], "", "table"),
     ],

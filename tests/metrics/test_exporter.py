@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.control.rig import call, daemon, ping, plug, tunnel, wire
+from tests.control.rig import call, daemon, ping, plug, tunnel, until, wire
 from tests.labkit import VDEXDP, TwoHosts, require_tool
 from tests.metrics.rig import exporter, get, parse, value
 from vdexdp.cli.metrics import parse_listen
-from vdexdp.control import scrape
+from vdexdp.control import client, scrape
 from vdexdp.control.abi import enum
 from vdexdp.control.protocol import Bridge
-from vdexdp.errors import RequestError
+from vdexdp.errors import RequestError, VdexdpError
 from vdexdp.lab import Namespace
 
 NETWORK = "vxvde 234.0.0.1:14789 vni 1 via lan0"
@@ -54,7 +54,7 @@ def test_two_hosts_under_traffic(two_hosts: TwoHosts) -> None:
     ]
     assert ping(two_hosts.left_guest, "10.0.0.2", 5)
     assert ping(two_hosts.left_guest, "10.0.0.2", 2, 1450), "a guest's full frames fit on the underlay"
-    process, url = exporter(left)
+    process, url = exporter(left, "--sample", "0")
     text = get(left, url)
     samples = [one for one in parse(text) if one.labels.get("netns") in (left.full_name, None)]
     shown = call(left, "show")
@@ -128,6 +128,50 @@ def test_the_exception_path_and_its_worker(two_hosts: TwoHosts) -> None:
     assert value(samples, "vdexdp_exception_worker_packets_total", result="received") >= 5
     near.close()
     far.close()
+
+
+def test_histograms_are_measured_while_somebody_asks(two_hosts: TwoHosts) -> None:
+    left, right, guest = two_hosts.left, two_hosts.right, two_hosts.left_guest
+    old = daemon(left)
+    daemon(right)
+    plugs = [plug(left, wire("g1"), tunnel()), plug(right, wire("g2"), tunnel())]
+    assert ping(guest, "10.0.0.2", 1)
+    assert not call(left, "show")["timings"], "off until somebody asks"
+    _, url = exporter(left, "--netns", left.full_name, "--sample", "1")
+    get(left, url)
+    assert ping(guest, "10.0.0.2", 5)
+    assert ping(guest, "fd00::2", 2)
+    assert guest.run("bash", "-c", "</dev/tcp/10.0.0.2/9", check=False).returncode != 0, "refused: a RST is no answer"
+    text = get(left, url)
+    samples = parse(text)
+    assert value(samples, "vdexdp_peer_rtt_seconds_count", network=NETWORK) == 7
+    assert 7 * 1e-6 < value(samples, "vdexdp_peer_rtt_seconds_sum") < 7
+    assert value(samples, "vdexdp_forwarding_seconds_count", program="port", path="tc") >= 7
+    assert value(samples, "vdexdp_forwarding_seconds_count", program="uplink", path="tc") >= 7
+    assert {one.labels["path"] for one in samples if one.name == "vdexdp_forwarding_seconds_count"} == {"tc"}
+    check_conventions(text)
+
+    with pytest.raises(VdexdpError, match="out of range"):
+        call(left, "show", sample=-1)
+    old.signal(signal.SIGKILL)
+    old.wait()
+    daemon(left)
+    plugs[0].serve()  # hung up
+    until(lambda: resumed(left, plugs[0]), "the plug to come back")
+    assert not call(left, "show")["timings"], "a daemon whom nobody asked turns it off"
+    get(left, url)
+    assert call(left, "show")["timings"]["port_tc"]["sum"] > 0
+    for one in plugs:
+        one.close()
+
+
+def resumed(host: Namespace, plugged: client.Plug) -> bool:
+    """Whether a plug that has lost its daemon has found the next."""
+    with host.entered():
+        plugged.tick()
+    if plugged.channel is not None and plugged.channel.wait(0):
+        plugged.serve()
+    return plugged.state == "plugged"
 
 
 @pytest.fixture
@@ -238,7 +282,7 @@ def test_a_daemon_of_another_version_fails_what_it_concerns(monkeypatch: pytest.
     answers = scrape.ask_all(alone.full_name)
     assert answers[0].shown is not None
     del answers[0].shown["uplinks"]
-    monkeypatch.setattr("vdexdp.control.metrics.ask_all", lambda only: answers)
+    monkeypatch.setattr("vdexdp.control.metrics.ask_all", lambda only, sample: answers)
     found = {
         sample.labels["collector"]: sample.value
         for metric in DaemonCollector(alone.full_name).collect()

@@ -81,9 +81,10 @@ def test_every_query_returns_data(two_hosts: TwoHosts, tmp_path: Path) -> None:
         daemon(host)
     plugs = [plug(left, wire("g1"), tunnel()), plug(right, wire("g2"), tunnel())]
     assert ping(two_hosts.left_guest, "10.0.0.2")
-    _, url = exporter(left)
+    _, url = exporter(left, "--netns", left.full_name, "--sample", "1")
     prometheus = Prometheus(left, url, tmp_path, RULES)
-    traffic = two_hosts.left_guest.spawn("ping", "-q", "-i", "0.05", "-s", "1472", "10.0.0.2")
+    sizes = ("56", "1472")
+    traffic = [two_hosts.left_guest.spawn("ping", "-q", "-i", "0.05", "-s", size, "10.0.0.2") for size in sizes]
     time.sleep(4)
 
     empty = []
@@ -96,7 +97,7 @@ def test_every_query_returns_data(two_hosts: TwoHosts, tmp_path: Path) -> None:
             if not found:
                 empty.append(f"{path.name}: {title}: {expression}")
     assert not empty, "\n".join(empty)
-    for name in ("overview: Bits on LACs", "lac: Exception path, by cause", "port: Frames, by path", "lac: Peers"):
+    for name in ("overview: Bits on LACs", "lac: Exception path, by cause", "lac: Round trips to peers", "lac: Peers"):
         assert max(rates[name]) > 0, name
     assert not [name for name, values in rates.items() if any(value != value for value in values)], "no NaN"
 
@@ -110,7 +111,8 @@ def test_every_query_returns_data(two_hosts: TwoHosts, tmp_path: Path) -> None:
         assert prometheus.query(compared[1]), f"{name}: no data"
         ours = [one for one in prometheus.query(rule["query"]) if one["metric"].get("netns") == left.full_name]
         assert not ours, f"{name} fires in a healthy network: {ours}"
-    traffic.stop()
+    for pinging in traffic:
+        pinging.stop()
     for one in plugs:
         one.close()
 

@@ -33,7 +33,15 @@ def parse_listen(text: str) -> tuple[str, int]:
 @click.option(
     "--netns", metavar="NAME", default="", help='Only the daemon of this namespace; "host" is the host\'s own.'
 )
-def metrics(listen: str | None, textfile: Path | None, netns: str) -> None:
+@click.option(
+    "--sample",
+    metavar="N",
+    type=click.IntRange(0, (1 << 32) - 1),
+    default=256,
+    show_default=True,
+    help="Time one frame in N in the kernel, and round trips to peers; 0: neither.",
+)
+def metrics(listen: str | None, textfile: Path | None, netns: str, sample: int) -> None:
     """Give the counters of all daemons on this host to Prometheus.
 
     --textfile is for node_exporter's textfile collector: run it from a timer, with a PATH that ends in .prom.
@@ -46,10 +54,10 @@ def metrics(listen: str | None, textfile: Path | None, netns: str) -> None:
 
     scrape.check_access(netns)
     if textfile is not None:
-        write_textfile(textfile, netns)
+        write_textfile(textfile, netns, sample)
         return
     with as_descriptor(*ENDING) as signals:
-        port = serve(address, port, netns)
+        port = serve(address, port, netns, sample)
         host = f"[{address}]" if ":" in address else address
         print(f"vdexdp: metrics at http://{host}:{port}/metrics", file=sys.stderr, flush=True)
         select.select([signals], [], [])

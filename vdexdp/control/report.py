@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vdexdp.control import fdb as table
-from vdexdp.control.abi import K
+from vdexdp.control.abi import K, enum
 from vdexdp.control.channel import Body, take
 from vdexdp.control.model import Model
 from vdexdp.control.netlink import canonical
@@ -37,6 +37,7 @@ def show(model: Model) -> Body:
         "uplinks": [_uplink(model, uplink) for uplink in model.tunnels.uplinks.values()],
         "worker": _worker(model),
         "fdb": {"used": census.slots, "size": K["MAX_FDB"]},
+        "timings": _timings(model),
     }
 
 
@@ -54,6 +55,7 @@ def _lac_switch(model: Model, lac: Lac, census: table.Census) -> Body:
         "local": lac.local,
         "udp_port": lac.sockets.port,
         "local_peers": lac.local_peers,
+        "rtt": model.host.tables.histogram("rtts", lac.index) if model.host.tables.sample else None,
         "plugs": sorted(lac.plugs),
     }
 
@@ -103,6 +105,12 @@ def _uplink(model: Model, uplink: Uplink) -> Body:
         "lacs": sorted(uplink.lacs),
         "counters": model.host.tables.counters(uplink.index),
     }
+
+
+def _timings(model: Model) -> Body:
+    """How long the programs take, as histograms; empty while nobody has it measured."""
+    tables = model.host.tables
+    return {row.label: tables.histogram("timings", row.value) for row in enum("timed")} if tables.sample else {}
 
 
 def _worker(model: Model) -> Body:

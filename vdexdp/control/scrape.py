@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -79,19 +78,19 @@ def daemons() -> list[int]:
     return sorted(int(stem) for stem in found if stem.isdecimal())
 
 
-def _ask(inode: int, netns: str) -> Answer:
+def _ask(inode: int, netns: str, sample: int) -> Answer:
     start = time.perf_counter()
     try:
-        shown = client.call("show", inode, ANSWER_LIMIT)
+        shown = client.call("show", inode, ANSWER_LIMIT, sample=sample)
     except VdexdpError as error:
         return Answer(netns, None, time.perf_counter() - start, error)
     return Answer(netns, shown, time.perf_counter() - start)
 
 
-def ask_all(only: str = "") -> list[Answer]:
+def ask_all(only: str = "", sample: int = 0) -> list[Answer]:
     """What the daemons say, or one of them (``only`` as for ``find_netns``).
 
-    One that hangs does not keep the others waiting.
+    One that hangs does not keep the others waiting.  With ``sample``, they have one frame in so many timed.
     """
     try:
         wanted = [find_netns(only)] if only else daemons()
@@ -99,11 +98,11 @@ def ask_all(only: str = "") -> list[Answer]:
         return [Answer(only or HOST, None, 0.0, error)]
     known = names()
     labels = [known.get(inode, str(inode)) for inode in wanted]
-    ask: Callable[[int, str], Answer] = _ask
+    samples = [sample] * len(wanted)
     if len(wanted) < 2:
-        return [ask(inode, netns) for inode, netns in zip(wanted, labels, strict=True)]
+        return list(map(_ask, wanted, labels, samples))
     with ThreadPoolExecutor(min(len(wanted), _AT_ONCE)) as pool:
-        return list(pool.map(ask, wanted, labels))
+        return list(pool.map(_ask, wanted, labels, samples))
 
 
 def check_access(only: str = "") -> None:

@@ -43,6 +43,8 @@ START_LINGER: Final = 10.0
 COME_BACK: Final = 3.0
 """Seconds that plugs of a dead daemon have to come back."""
 PEERS_EVERY: Final = 2.0
+SAMPLE_LINGER: Final = 300.0
+"""Seconds that frames are timed after the last scrape that wanted it: more than any scrape interval."""
 CONNECTIONS_MAX: Final = 1024
 COMMON_POINTS: Final = ("port_ingress", "port_egress", "uplink_ingress", "exception_ingress")
 
@@ -71,6 +73,7 @@ class Server:
         self.wait_until = now + COME_BACK if self.awaited else 0.0
         self.sweep: tuple[float, set[int], set[int]] | None = None
         self.next_peers = now
+        self.sample_until = 0.0
         self.listener = self.rundir.listen()
         self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
         self.selector.register(self.monitor, selectors.EVENT_READ, self._rtnetlink)
@@ -112,6 +115,7 @@ class Server:
         times += [self.wait_until] if self.awaited else []
         times += [self.sweep[0]] if self.sweep else []
         times += [self.revive_at] if self.revive_at is not None else []
+        times += [self.sample_until] if self.model is not None and self.model.host.tables.sample else []
         return max(0.0, min(times) - now)
 
     def _timers(self) -> None:
@@ -130,6 +134,8 @@ class Server:
             self._serve_waiting()
         if self.revive_at is not None and now >= self.revive_at:
             self._guarded(self._revive_worker)
+        if self.model is not None and self.model.host.tables.sample and now >= self.sample_until:
+            self.model.host.tables.set_sample(0)
         if self.leave_at is not None and now >= self.leave_at:
             self.running = False
 
@@ -257,6 +263,7 @@ class Server:
             case "resume":
                 return self._resume(client, message)
             case "show":
+                self._sample(take(body, "sample", int, 0))
                 return Reply(self._show())
             case "fdb":
                 return Reply({"ok": True} | report.fdb(self._model(), body))
@@ -270,6 +277,16 @@ class Server:
     def _hello(self) -> Body:
         about = {"version": __version__, "pid": os.getpid(), "netns": netns_inode(), "auto": self.auto}
         return {"ok": True, "v": VERSION} | about
+
+    def _sample(self, every: int) -> None:
+        """Have one frame in ``every`` timed from now on; for a while, if nobody asks again.  0 leaves it as it is."""
+        if not 0 <= every < 1 << 32:
+            raise ProtocolError("show", '"sample" is out of range')
+        if every and self.model is not None:
+            self.sample_until = time.monotonic() + SAMPLE_LINGER
+            share = ((1 << 32) - 1) // every
+            if share != self.model.host.tables.sample:
+                self.model.host.tables.set_sample(share)
 
     def _show(self) -> Body:
         nothing: Body = {"kernel": os.uname().release, "plugs": [], "switches": [], "ports": [], "uplinks": []}

@@ -32,6 +32,7 @@ _COUNTERS: Final = {
     "events": "event",
 }
 """The arrays of ``struct counters``, all of __u64, and the enums that index them."""
+_WORD: Final = ctypes.sizeof(ctypes.c_uint64)
 
 
 class MapLike(Protocol):
@@ -66,14 +67,16 @@ class Tables:
         self.switches_used: set[int] = {0}
         self.static: dict[tuple[int, int, bytes], int] = {}
         """Static FDB entries and their ports: generations don't make them forget."""
+        self.sample = 0
+        """Share of the frames that is timed, in 2^-32, at every port; 0 = none, and no round trips either."""
 
     # Indices
 
     def take_port(self) -> int:
         """A free port index with zeroed counters.  Raises HostError when all are taken."""
         index = _free(self.ports_used, MAPS["ports"].entries, "ports")
-        cpus = len(self.maps["counters"].lookup(index))
-        self.maps["counters"].update(index, bytes(ctypes.sizeof(S["counters"]) * cpus))
+        for name in ("counters", "rtts"):
+            self.maps[name].update(index, bytes(ctypes.sizeof(self.maps[name].lookup(index))))
         return index
 
     def take_switch(self) -> int:
@@ -82,6 +85,7 @@ class Tables:
     def adopt(self) -> tuple[set[int], set[int]]:
         """Take over what stands in the maps: every used port and switch is taken.  Returns both sets."""
         self.ports_used |= {i for i in range(1, MAPS["ports"].entries) if self.port(i).kind != K["PORT_NONE"]}
+        self.sample = max((self.port(index).sample for index in self.ports_used), default=0)
         self.switches_used |= {i for i in range(1, MAPS["switches"].entries) if self.switch(i).mode}
         for at in fdb.items(self.maps["fdb"]):
             if at.flags & K["FDB_F_STATIC"]:
@@ -96,9 +100,16 @@ class Tables:
     def write_port(self, index: int, **values: int) -> None:
         """Set fields of a port; the generation and the learning window stay."""
         info = self.port(index)
+        info.sample = self.sample
         for name, value in values.items():
             setattr(info, name, value)
         self.maps["ports"].update(index, info)
+
+    def set_sample(self, share: int) -> None:
+        """Time this share of the frames, in 2^-32, at every port, and take round trips unless it is 0."""
+        self.sample = share
+        for index in self.ports_used - {0}:
+            self.write_port(index)
 
     def clear_port(self, index: int) -> None:
         """Free an index; everything learnt about it is forgotten."""
@@ -144,15 +155,24 @@ class Tables:
 
         Reasons and events that never happened are left out.
         """
-        words = memoryview(bytes(self.maps["counters"].lookup(index))).cast("Q")
-        size = ctypes.sizeof(S["counters"]) // words.itemsize
-        sums = [sum(words[at::size]) for at in range(size)]
+        sums = self._sums("counters", index)
         found: dict[str, Any] = {}
         for name, kind in _COUNTERS.items():
-            first = getattr(S["counters"], name).offset // words.itemsize
+            first = getattr(S["counters"], name).offset // _WORD
             values = {row.label: sums[first + row.value] for row in enum(kind)}
             found[name] = values if kind == "frame_path" else {label: value for label, value in values.items() if value}
         return found
+
+    def histogram(self, name: str, index: int) -> dict[str, Any]:
+        """One of "timings" or "rtts" over all CPUs: ``sum`` in ns, ``buckets`` as in ``struct histogram``."""
+        total, *buckets = self._sums(name, index)
+        return {"sum": total, "buckets": buckets}
+
+    def _sums(self, name: str, index: int) -> list[int]:
+        """A per-CPU struct that is all __u64, summed over the CPUs member by member."""
+        words = memoryview(bytes(self.maps[name].lookup(index))).cast("Q")
+        size = ctypes.sizeof(MAPS[name].value) // _WORD
+        return [sum(words[at::size]) for at in range(size)]
 
     # Switches
 
