@@ -144,7 +144,7 @@ def test_any_bytes(data: bytes) -> None:
 
 
 KEYS = st.sampled_from(
-    ["kind", "name", "side", "hook", "group", "family", "port", "vni", "tunnel", "learn_limit", "vlan", "fd"]
+    ["kind", "name", "side", "hook", "group", "family", "port", "vni", "tunnel", "learn_limit", "fd"]
 )
 WORDS = JSON | st.sampled_from(
     ["netdev", "tunnel", "bridge", "stack", "wire", "auto", "vxvde", "234.0.0.1", 4, 6, 1, -1, True]

@@ -16,11 +16,11 @@ import time
 
 import pytest
 
-from tests.labkit import VDEXDP, TwoHosts, require_tool
+from tests.labkit import VDEXDP, TwoHosts, require, require_tool, settled
 from tests.rawframes import RawPort, dot1q, frame, stream_plug
 from vdexdp.control.client import call
-from vdexdp.lab import Lab, Namespace, Process, wait_until
-from vdexdp.lab.measure import ping
+from vdexdp.lab import UNDERLAY, Lab, Namespace, Process, wait_until
+from vdexdp.lab.measure import iperf_server, ping, tcp
 
 NETWORK = "vxvde://234.0.0.1"
 
@@ -149,3 +149,23 @@ def test_a_plug_is_quick(two_hosts: TwoHosts) -> None:
             times.append(time.monotonic() - begin)
             process.terminate()
     assert min(times) < 0.150, times
+
+
+def test_the_hook_of_an_uplink_is_the_users_choice(two_hosts: TwoHosts) -> None:
+    """TCP with unfinished checksums passes an XDP uplink too; who comes later can't have another hook."""
+    require("xdp-link")
+    left, right = two_hosts.left, two_hosts.right
+    for host in (left, right):
+        host.ip(f"link set {UNDERLAY} mtu 1600")
+    plug(left, "netdev://g1", f"{NETWORK}/hook=xdp")
+    plug(right, "netdev://g2", NETWORK)
+    with left.entered():
+        (uplink,) = call("show")["uplinks"]
+    assert uplink["hooks"] == ["xdp", "tc"]
+    settled(two_hosts.left_guest, "10.0.0.2")
+    iperf_server(two_hosts.right_guest)
+    assert tcp(two_hosts.left_guest, "10.0.0.2", seconds=1).bits_per_second > 5e7
+    for network in (NETWORK, "vxvde://234.0.0.2"):
+        refused = left.run(*VDEXDP, "vde_plug", "tap://t1", f"{network}/hook=tc", check=False)
+        assert refused.returncode == 2
+        assert "is in use as an uplink with xdp already" in refused.stderr

@@ -89,7 +89,7 @@ def _netdev(netlink: Netlink, vnl: str, end: Netdev) -> Part:
 
 def _tunnel(netlink: Netlink, vnl: str, end: Tunnel) -> Part:
     link, local = find_uplink(netlink, end)
-    choice = hooks.choose("auto", link, netlink.xdp_features(link.index))
+    choice = hooks.choose(end.hook, link, netlink.xdp_features(link.index))
     part = Part(vnl, "xdp" if choice.xdp else "tc", f"uplink {link.name} ({local}): {choice.why}")
     room = link.mtu - OVERHEAD[end.family]
     part.notes.append(f"inner packets up to {room} bytes go unfragmented; larger ones take the exception path")

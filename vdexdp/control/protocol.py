@@ -25,7 +25,7 @@ from vdexdp.errors import (
     RequestError,
     VdexdpError,
 )
-from vdexdp.plugins.base import Netdev, Tunnel, VlanPolicy
+from vdexdp.plugins.base import Netdev, Tunnel
 
 VERSION: Final = 1
 RUN_DIR: Final = Path("/run/vdexdp")
@@ -145,8 +145,6 @@ def end_from_json(body: object) -> tuple[End, int | None]:
             raise ProtocolError("end", "not an interface name")
         if not 0 <= end.learn_limit < 1 << 32:
             raise ProtocolError("end", '"learn_limit" is out of range')
-        if end.vlan is not None:
-            raise ProtocolError("end", "VLAN policies are not known to this version")
     index = take(body, "fd", (int, type(None)), None)
     return end, index
 
@@ -186,8 +184,6 @@ def _build(cls: type, values: Mapping[str, Any]) -> Any:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    if hint == VlanPolicy | None:
-        return value is None
     if get_origin(hint) is not None and str(get_origin(hint)) == "typing.Literal":
         return any(value == choice and type(value) is type(choice) for choice in get_args(hint))
     return type(value) is hint

@@ -131,12 +131,13 @@ class Tunnels:
         link, local = find_uplink(self.host.netlink, spec)
         for lac in self.lacs.values():
             if lac.uplink.ifindex == link.index and _network(lac.spec) == _network(spec):
+                _check_hook(lac.uplink, spec)
                 lac.plugs.add(plug)
                 return lac
         with ExitStack() as undo:
             self._need_exception()
             undo.callback(self._drop_exception)
-            uplink = self._need_uplink(link)
+            uplink = self._need_uplink(link, spec)
             undo.callback(self._drop_uplink, uplink)
             lac = self._new_lac(spec, uplink, local, undo)
             lac.plugs.add(plug)
@@ -166,12 +167,13 @@ class Tunnels:
             self.exception.close()
             self.exception = None
 
-    def _need_uplink(self, link: LinkInfo) -> Uplink:
+    def _need_uplink(self, link: LinkInfo, spec: Tunnel) -> Uplink:
         if link.index in self.uplinks:
+            _check_hook(self.uplinks[link.index], spec)
             return self.uplinks[link.index]
         tables, host = self.host.tables, self.host
         features = host.netlink.xdp_features(link.index)
-        choice = hooks.choose("auto", link, features)
+        choice = hooks.choose(spec.hook, link, features)
         with ExitStack() as undo:
             uplink = Uplink(link.index, link.name, tables.take_port(), link.mac, link.mtu, ["tc"], choice.why)
             self.uplinks[link.index] = uplink
@@ -182,9 +184,11 @@ class Tunnels:
             uplink.links["uplink_ingress"] = host.attach(link.index, "uplink_ingress")
             if choice.xdp:
                 try:
-                    uplink.links["uplink_xdp"] = host.attach(link.index, "uplink_xdp")
+                    uplink.links["uplink_xdp"] = host.attach(link.index, "uplink_xdp", xdp_native=choice.native)
                     uplink.hooks = ["xdp", "tc"]
                 except VdexdpError as error:
+                    if spec.hook == "xdp":
+                        raise
                     uplink.why = f"{error.cause}: tc"
             undo.pop_all()
         return uplink
@@ -373,6 +377,16 @@ class Tunnels:
             lac.local_peers = int(bool(self.host.tables.tunnel_flags(lac.index) & K["TUNNEL_F_LOCAL_PEERS"]))
         lac.plugs.add(plug)
         return lac
+
+
+def _check_hook(uplink: Uplink, spec: Tunnel) -> None:
+    """One uplink serves all its networks by the same hooks.  Raises RequestError where this one wants others."""
+    if spec.hook != "auto" and (spec.hook == "xdp") != ("xdp" in uplink.hooks):
+        raise RequestError(
+            uplink.name,
+            f"is in use as an uplink with {uplink.hooks[0]} already",
+            "leave out hook=, or unplug the others",
+        )
 
 
 def _network(spec: Tunnel) -> tuple[str, int, str, int, int]:

@@ -33,9 +33,11 @@ __all__ = [
     "BATCH",
     "FRAME_MAX",
     "FRAME_MIN",
+    "HOOK",
     "Batch",
     "Buffer",
     "Grammar",
+    "Hook",
     "KernelEnd",
     "Netdev",
     "NoKernelEnd",
@@ -45,7 +47,7 @@ __all__ = [
     "Plugin",
     "Stream",
     "Tunnel",
-    "VlanPolicy",
+    "parse_hook",
 ]
 
 FRAME_MIN = 14
@@ -58,6 +60,7 @@ BATCH = 64
 """Frames handled per wake-up."""
 
 Buffer = bytes | bytearray | memoryview
+Hook = Literal["auto", "tc", "xdp"]
 
 
 @dataclass(frozen=True)
@@ -73,17 +76,8 @@ class Netdev:
     name: str
     side: Literal["stack", "wire"]
     create: Literal["", "tap"] = ""
-    hook: Literal["auto", "tc", "xdp"] = "auto"
+    hook: Hook = "auto"
     learn_limit: int = 4096  # new FDB entries per expiry time; 0 = no limit
-    vlan: VlanPolicy | None = None
-
-
-@dataclass(frozen=True)
-class VlanPolicy:
-    """What a kernel port does to 802.1Q tags (reserved for ``vlan://``)."""
-
-    untagged: int | None = None
-    tags: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,7 +86,7 @@ class Tunnel:
 
     ``group`` is a multicast address in text, ``family`` 4 or 6, ``port`` the group's UDP port, ``vni`` 24 bits, ``ttl``
     of group traffic, ``device`` the uplink's name or "" for the route towards the group, ``rcvbuf`` bytes or 0 for the
-    default, ``expiry`` seconds.
+    default, ``expiry`` seconds, ``hook`` the uplink's.
     """
 
     kind: Literal["vxvde", "vxlan"]
@@ -105,6 +99,7 @@ class Tunnel:
     rcvbuf: int = 0
     expiry: int = 128
     bind: str = ""
+    hook: Hook = "auto"
 
 
 KernelEnd = Netdev | Tunnel
@@ -126,6 +121,18 @@ class OpenContext:
     group: str | None = None
     mode: int | None = None
     verbose: bool = False
+
+
+HOOK = Option("hook", "where the kernel path takes frames: tc keeps large TCP packets whole, xdp is for NICs", "auto")
+
+
+def parse_hook(parsed: Parsed) -> Hook:
+    """The value of the option ``HOOK``.  Raises VnlError."""
+    match parsed.options.get("hook", "auto"):
+        case "auto" | "tc" | "xdp" as hook:
+            return hook
+        case _:
+            raise parsed.error("hook", "is none of auto, tc and xdp")
 
 
 class Batch:

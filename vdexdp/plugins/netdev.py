@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
-from typing import Literal, cast
 
 from vdexdp.errors import VnlError
-from vdexdp.plugins.base import Netdev, OpenContext, Option, Parsed, Plugin, Stream
+from vdexdp.plugins.base import HOOK, Hook, Netdev, OpenContext, Option, Parsed, Plugin, Stream, parse_hook
 from vdexdp.plugins.tap import interface_name
 from vdexdp.vnl import integer
 
 LEARN_LIMIT = 4096
-_HOOKS = ("auto", "tc", "xdp")
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class NetdevSpec:
     """``limit``: addresses that may be learnt on this port per expiry time, 0 for any number."""
 
     name: str
-    hook: Literal["auto", "tc", "xdp"] = "auto"
+    hook: Hook = "auto"
     limit: int = LEARN_LIMIT
 
 
@@ -38,17 +36,14 @@ class NetdevPlugin(Plugin):
     address = "interface"
     example = "netdev://veth0"
     options = (
-        Option("hook", "where the kernel path takes frames: tc keeps large TCP packets whole, xdp is for NICs", "auto"),
+        HOOK,
         Option("limit", "MAC addresses that may be learnt here per expiry time; 0 for any number", str(LEARN_LIMIT)),
     )
 
     def parse(self, parsed: Parsed) -> NetdevSpec:
-        hook = parsed.options.get("hook", "auto")
-        if hook not in _HOOKS:
-            raise parsed.error("hook", "is none of auto, tc and xdp")
         return NetdevSpec(
             interface_name(parsed.vnl, parsed.address),
-            cast(Literal["auto", "tc", "xdp"], hook),
+            parse_hook(parsed),
             integer(parsed, "limit", LEARN_LIMIT, 0, 0xFFFFFFFF),
         )
 

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from vdexdp.plugins import vxnet
-from vdexdp.plugins.base import OpenContext, Option, Parsed, Plugin, Stream, Tunnel
+from vdexdp.plugins.base import HOOK, OpenContext, Option, Parsed, Plugin, Stream, Tunnel
 
 PORT = 4789
 
 
 class VxlanPlugin(Plugin):
-    """All of libvdeplug's options, in its order."""
+    """All of libvdeplug's options, in its order; ``hook`` is ours."""
 
     scheme = "vxlan"
     grammar = "slash"
@@ -27,6 +27,7 @@ class VxlanPlugin(Plugin):
         vxnet.HASHSIZE,
         vxnet.EXPIRETIME,
         vxnet.INTERFACE,
+        HOOK,
     )
 
     def parse(self, parsed: Parsed) -> vxnet.VxSpec:

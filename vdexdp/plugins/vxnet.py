@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vdexdp.errors import VnlError
-from vdexdp.plugins.base import Option, Parsed, Tunnel
+from vdexdp.plugins.base import Option, Parsed, Tunnel, parse_hook
 from vdexdp.vnl import group, integer, size, vni
 
 GROUP_V4 = "239.0.0.1"
@@ -54,6 +54,7 @@ def parse_network(parsed: Parsed, kind: Literal["vxvde", "vxlan"], port: int) ->
         rcvbuf=size(parsed, "rcvbuf", 0),
         expiry=integer(parsed, "expiretime", EXPIRY, 0, 0x7FFFFFFF) or EXPIRY,
         bind=_bind(parsed, family),
+        hook=parse_hook(parsed),
     )
     if spec.rcvbuf > 0x7FFFFFFF:
         raise parsed.error("rcvbuf", "is more than a socket can have", "give less than 2G")

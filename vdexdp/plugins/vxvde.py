@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from vdexdp.plugins import vxnet
-from vdexdp.plugins.base import OpenContext, Option, Parsed, Plugin, Stream, Tunnel
+from vdexdp.plugins.base import HOOK, OpenContext, Option, Parsed, Plugin, Stream, Tunnel
 
 PORT = 14789
 
 
 class VxvdePlugin(Plugin):
-    """All of libvdeplug's options, in its order."""
+    """All of libvdeplug's options, in its order; ``hook`` is ours."""
 
     scheme = "vxvde"
     grammar = "slash"
@@ -29,6 +29,7 @@ class VxvdePlugin(Plugin):
         vxnet.EXPIRETIME,
         vxnet.INTERFACE,
         Option("bind", "the local address of unicast traffic", "any"),
+        HOOK,
     )
 
     def parse(self, parsed: Parsed) -> vxnet.VxSpec:

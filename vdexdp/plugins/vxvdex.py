@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from vdexdp.errors import VnlError
 from vdexdp.plugins import vxnet
-from vdexdp.plugins.base import OpenContext, Option, Parsed, Plugin, Stream, Tunnel
+from vdexdp.plugins.base import HOOK, OpenContext, Option, Parsed, Plugin, Stream, Tunnel
 from vdexdp.plugins.vxvde import PORT
 from vdexdp.vnl import group, vni
 from vdexdp.wire.vxlan import VNI_MAX
@@ -40,6 +40,7 @@ class VxvdexPlugin(Plugin):
         vxnet.HASHSIZE,
         vxnet.EXPIRETIME,
         vxnet.INTERFACE,
+        HOOK,
     )
 
     def parse(self, parsed: Parsed) -> vxnet.VxSpec:
