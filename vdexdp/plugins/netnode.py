@@ -190,13 +190,14 @@ class NetnodeStream(Stream):
     def _data_in(self, port: Port, batch: Batch) -> bool:
         """Frames of one client; tell whether there were any.
 
-        Where they come singly, plain calls are quicker than those for many; where a client has something again within
-        BURST_GAP, there may be more than one, and it is tried now and then.
+        Where they come singly, plain calls are quicker than those for many.  There are more, where a client has
+        something again before this ``recv`` is over; there may be, where it has within BURST_GAP, and that is tried now
+        and then.
         """
         first = batch.count
-        soon = self._now - port.looked < BURST_GAP
+        gap = self._now - port.looked
         port.looked = self._now
-        if port.busy or (soon and port.singles >= SINGLES):
+        if port.busy or not gap or (gap < BURST_GAP and port.singles >= SINGLES):
             port.busy = self._burst_in(port, batch) > 1
             port.singles = 0
         else:
