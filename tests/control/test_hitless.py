@@ -193,6 +193,15 @@ def test_crash(net: Net) -> None:
     flood.check("crash")
 
 
+def test_replace(net: Net) -> None:
+    with Flood(net.ports) as flood:
+        process = net.left.spawn(*VDEXDP, "daemon", "--replace")
+        until(lambda: process.output().count("taken over") == 2, "both plugs in the new daemon", START)
+        assert net.master.wait() == 0
+    flood.check("replace")
+    assert call(net.left, "hello")["pid"] == process.pid
+
+
 def test_upgrade(net: Net, tmp_path: Path) -> None:
     package = version(tmp_path, NOP, SLOW)
     before = programs(net.left)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--auto", is_flag=True, help="Leave about a second after the last plug, as when a plug started it.")
+@click.option("--replace", is_flag=True, help="Take over from the daemon that runs here; its plugs go on.")
 @click.option("--stop", is_flag=True, help="End the daemon that runs here, and its plugs with it.")
 @click.option(
     "--log",
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     help="The log on stderr: lines for people, or a JSON object on each.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log refused requests, with tracebacks.")
-def daemon(auto: bool, stop: bool, form: Form, verbose: bool) -> None:
+def daemon(auto: bool, replace: bool, stop: bool, form: Form, verbose: bool) -> None:
     """Serve the kernel path of this network namespace's plugs.
 
     Plugs start it on demand; run it by hand, or as a service, to keep it.  SIGTERM and SIGINT end it; frames between
@@ -37,4 +38,4 @@ def daemon(auto: bool, stop: bool, form: Form, verbose: bool) -> None:
         return
     from vdexdp.control.daemon import run
 
-    run(auto=auto, verbose=verbose, form=form)
+    run(auto=auto, verbose=verbose, form=form, replace=replace)

@@ -3,15 +3,21 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import select
 import signal
 import sys
 
 from vdexdp import __version__
-from vdexdp.control import service
+from vdexdp.control import client, service
 from vdexdp.control.log import Form, Log
 from vdexdp.control.netlink import Netlink
 from vdexdp.control.server import Server
+from vdexdp.errors import DaemonError
+
+REPLACE_LIMIT = 10.0
+"""Seconds for another daemon to answer, and to end."""
 
 
 def raise_limits() -> None:
@@ -32,12 +38,34 @@ def remove_leftovers(netlink: Netlink) -> int:
     return len(found)
 
 
-def run(*, auto: bool = False, verbose: bool = False, form: Form = "text") -> None:
-    """Serve this network namespace until told to stop.  ``form`` is that of the log.
+def end_running() -> None:
+    """End the daemon of this network namespace, if there is one, as for a restart: its plugs go on.
+
+    Raises DaemonError.
+    """
+    try:
+        pid = client.call("hello", limit=REPLACE_LIMIT)["pid"]
+        process = os.pidfd_open(pid)
+    except (client.NotRunning, ProcessLookupError):
+        return
+    try:
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        if not select.select([process], [], [], REPLACE_LIMIT)[0]:
+            raise DaemonError("daemon", f"process {pid} does not end", "see its log")
+    finally:
+        os.close(process)
+
+
+def run(*, auto: bool = False, verbose: bool = False, form: Form = "text", replace: bool = False) -> None:
+    """Serve this network namespace until told to stop.
+
+    ``form`` is that of the log; with ``replace`` another daemon is no obstacle.
 
     Raises DaemonError where another daemon does, PrivilegeError.
     """
     raise_limits()
+    if replace:
+        end_running()
     log = Log(form, quiet=auto, verbose=verbose)
     server = Server(log, auto=auto)
     if not server.awaited and (removed := remove_leftovers(server.netlink)):
