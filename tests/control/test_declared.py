@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,6 +137,13 @@ def test_stay_starts_again_what_ends(lab: Lab, host: Namespace, tmp_path: Path) 
     said = process.wait_output("nothing is changed")
     assert f"{file}:1" in said
     assert len(pids(host)) == 1
+    file.write_text(GOOD.partition("[plug.sec")[0].replace("netdev://g1", "netdev://nothere"))
+    process.signal(signal.SIGHUP)
+    process.wait_output("it runs as before", START)
+    running = pids(host)
+    assert list(running) == ["netdev://g1 vxvde://234.0.0.1"]
+    time.sleep(2.0)
+    assert pids(host) == running, "what can't be replaced is not disturbed again"
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
     same(host, before)

@@ -74,12 +74,14 @@ def up(file: Path, prune: bool, stay: bool) -> int:
 
 def _stay(plugs: Networks, file: Path, wanted: dict[str, networks.Spec], prune: bool) -> int:
     retries = networks.Retries()
+    refused: set[Change] = set()  # replacements that did not start: another try would disturb what runs instead
     with as_descriptor(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         while True:
             with plugs.locked():
                 changes = [change for change in plugs.changes(wanted) if prune or change.wanted is not None]
-                changes = retries.due(changes)
+                changes = retries.due(change for change in changes if change not in refused)
                 failed = plugs.apply(changes)
+            refused |= {change for change in changes if change.now is not None and change.name in failed}
             for line in _lines([change for change in changes if change.name not in failed]):
                 _say(line)
             _failures(failed)
@@ -88,7 +90,7 @@ def _stay(plugs: Networks, file: Path, wanted: dict[str, networks.Spec], prune: 
             if set(numbers) - {signal.SIGHUP}:
                 break
             if numbers:
-                retries.forget(())
+                retries, refused = networks.Retries(), set()
                 try:
                     wanted = networks.load(file)
                 except VdexdpError as error:

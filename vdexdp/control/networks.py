@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -212,10 +212,16 @@ class Networks:
             os.close(lock)
 
     def running(self) -> dict[str, Running]:
-        """All plugs that were started and have not ended, by name."""
+        """All plugs that were started and have not ended, by name.  Raises PrivilegeError."""
         self._children = [child for child in self._children if child.poll() is None]
+        try:
+            names = sorted(os.listdir(self.directory))
+        except FileNotFoundError:
+            return {}
+        except PermissionError as error:
+            raise PrivilegeError(str(self.directory), "permission denied", "run as root") from error
         found = {}
-        for path in sorted(self.directory.glob("*.json")):
+        for path in (self.directory / name for name in names if name.endswith(".json")):
             with suppress(OSError, ValueError, KeyError, TypeError):
                 record = json.loads(path.read_text())
                 spec = Spec(path.stem, (str(record["ends"][0]), str(record["ends"][1])), str(record["accel"]))
@@ -353,7 +359,3 @@ class Retries:
             self._times[change.name] = (now, delay)
             found.append(change)
         return found
-
-    def forget(self, names: Collection[str]) -> None:
-        """What is not among these, or has changed, begins anew."""
-        self._times = {name: value for name, value in self._times.items() if name in names}
