@@ -10,10 +10,13 @@ and over the tunnel.
 from __future__ import annotations
 
 import itertools
+import re
 import socket
 import struct
+import subprocess
 import time
 from contextlib import ExitStack
+from random import Random
 
 import pytest
 
@@ -25,9 +28,11 @@ from tests.kernelkit import (
     End,
     PacketEnd,
     counters,
+    mac_of,
     plug,
     plug_ends,
     reaches,
+    shapes,
     show,
     start,
     transfer,
@@ -35,6 +40,7 @@ from tests.kernelkit import (
 )
 from vdexdp.lab import Lab
 from vdexdp.lab.measure import iperf_server
+from vdexdp.wire.vxlan import build_outer, encode_header
 
 NETWORKS = [
     "vxvde://234.0.0.1/if=lan0",
@@ -184,3 +190,52 @@ def test_invented_addresses_do_not_disturb_others(lab: Lab, place: str) -> None:
         assert reaches(guests[1], "10.0.0.1")
     finally:
         evil.close()
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_anything_at_all(lab: Lab, family: int) -> None:
+    """Noise from a guest, and damaged packets of the network from the LAN, harm nobody."""
+    network = NETWORK if family == 4 else "vxvde:///v6/if=lan0"
+    left, right = lab.host("left"), lab.host("right")
+    lab.underlay(left, right, mtu=1700)
+    guests = [lab.guest(left, "g1", 1), lab.guest(right, "g2", 2)]
+    plug(left, "netdev://g1", network)
+    plug(right, "netdev://g2", network)
+    noisy, other = veth(lab, left, 6, mtu=1500), veth(lab, left, 7, mtu=1500)
+    plug(left, noisy.vnl, network)
+    plug(left, other.vnl, f"{network}/vni=2")
+    lan = PacketEnd(8, "", right, "lan0")
+    random = Random(family)
+    printed = kernel_log()
+    try:
+        assert reaches(guests[0], "10.0.0.2")
+        for _ in range(2000):
+            noisy.send(random.choice((BROADCAST, random.randbytes(6))) + random.randbytes(random.randint(8, 200)))
+        end = next(one for one in show(left)["switches"] if one["name"].endswith("vni 1 via lan0"))
+        near, far = bytes.fromhex(left.mac("lan0").replace(":", "")), bytes.fromhex(right.mac("lan0").replace(":", ""))
+        inner = list(shapes(mac_of(8), BROADCAST, 1500).values())
+        sender = end["local"].rpartition("1")[0] + "2"
+        for number in range(4000):
+            payload = encode_header(1) + random.choice(inner)[: random.choice((4000, random.randint(0, 60)))]
+            packet = bytearray(
+                build_outer(end["local"].rpartition("1")[0] + "2", 5000, end["local"], end["udp_port"], 0, payload)
+            )
+            packet[0:12] = near + far
+            for _ in range(number % 4):  # in the outer headers, or the inner ones
+                packet[random.randrange(12, min(len(packet), 120))] = random.randrange(256)
+            lan.send(bytes(packet[: random.choice((4000, 4000, random.randint(14, len(packet))))]))
+        assert reaches(guests[0], "10.0.0.2")
+        assert reaches(guests[1], "fd00::1")
+        assert counters(left, "vx")["rx_frames"]["tc"] > 1000
+        assert show(left)["worker"]["restarts"] == 0
+        other.collect(1, 0.2)
+        assert not other.seen, "nothing escaped into another network"
+    finally:
+        for one in (noisy, other, lan):
+            one.close()
+    complaints = [line for line in kernel_log()[len(printed) :] if re.search(r"WARNING|BUG|Oops|skb|bpf", line)]
+    assert not complaints, complaints
+
+
+def kernel_log() -> list[str]:
+    return subprocess.run(["dmesg"], capture_output=True, text=True, check=True).stdout.splitlines()
