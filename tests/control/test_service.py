@@ -7,7 +7,6 @@ listening socket over.  The privileges of vdexdp.service are taken away by hand,
 
 from __future__ import annotations
 
-import configparser
 import json
 import os
 import re
@@ -78,17 +77,36 @@ def test_the_daemon_is_not_exposed(units: Path) -> None:
     assert "Overall exposure level" in done.stdout
 
 
-def test_the_privileges_of_the_unit_are_enough(two_hosts: TwoHosts) -> None:
-    parsed = configparser.ConfigParser(strict=False, delimiters=("=",), interpolation=None)
-    parsed.optionxform = str  # type: ignore[assignment,method-assign]
-    parsed.read(UNITS / "vdexdp.service")
-    kept = {CAPABILITIES[name] for name in parsed["Service"]["CapabilityBoundingSet"].split()}
-    assert parsed["Service"]["NoNewPrivileges"] == parsed["Service"]["MemoryDenyWriteExecute"] == "yes"
+def settings(name: str) -> list[str]:
+    """All values of a setting of vdexdp.service, in order."""
+    lines = (UNITS / "vdexdp.service").read_text().splitlines()
+    return [line.partition("=")[2] for line in lines if line.startswith(f"{name}=")]
+
+
+def system_calls(name: str) -> set[str]:
+    """What a word in SystemCallFilter= stands for."""
+    if not name.startswith("@"):
+        return {name}
+    command = [require_tool("systemd-analyze"), "syscall-filter", "--no-pager", name]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[1:]
+    words = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+    return set().union(*map(system_calls, words))
+
+
+def test_the_privileges_of_the_unit_are_enough(two_hosts: TwoHosts, tmp_path: Path) -> None:
+    kept = {CAPABILITIES[name] for value in settings("CapabilityBoundingSet") for name in value.split()}
+    assert settings("NoNewPrivileges") == settings("MemoryDenyWriteExecute") == ["yes"]
+    allowed, forbidden = settings("SystemCallFilter")
+    calls = set().union(*map(system_calls, allowed.split()))
+    calls -= set().union(*map(system_calls, forbidden.removeprefix("~").split()))
     left, right = two_hosts.left, two_hosts.right
     before = looks(left)
-    master = left.spawn(sys.executable, "-c", CONFINED.format(kept=kept), *VDEXDP, "daemon")
+    log = tmp_path / "strace"
+    strace = (require_tool("strace"), "-f", "-qq", "-o", str(log))
+    master = left.spawn(*strace, sys.executable, "-c", CONFINED.format(kept=kept), *VDEXDP, "daemon")
     master.wait_output("serving", START)
-    found = re.search(r"CapEff:\s+([0-9a-f]+)", Path(f"/proc/{master.pid}/status").read_text())
+    pid = call(left, "hello")["pid"]
+    found = re.search(r"CapEff:\s+([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text())
     assert found
     assert int(found[1], 16) & ~sum(1 << number for number in kept) == 0
     near, far = plug(left, wire("g1"), tunnel()), plug(right, wire("g2"), tunnel())
@@ -98,6 +116,11 @@ def test_the_privileges_of_the_unit_are_enough(two_hosts: TwoHosts) -> None:
     near.close()
     far.close()
     same(left, before)
+    call(left, "stop")
+    master.wait()
+    used = set(re.findall(r"^\d+ +(?:<\.\.\. )?(\w+)", log.read_text(), re.MULTILINE))
+    assert {"bpf", "recvmsg"} <= used
+    assert not used - calls
 
 
 def test_socket_activation_and_readiness(lab: Lab, tmp_path: Path) -> None:
