@@ -280,7 +280,7 @@ DROPS = Dashboard(
                 ("Drops at ports", "port"),
                 ("Drops at tunnels", "lac"),
                 ("Drops at uplinks", "uplink"),
-                ("Drops at the exception tap", "exception_tap"),
+                ("Losses on the exception path", "exception"),
             )
         ),
         Panel(

@@ -124,6 +124,7 @@ def test_the_exception_path_and_its_worker(two_hosts: TwoHosts) -> None:
     assert value(samples, "vdexdp_lac_exception_frames_total", cause="input") >= 5
     assert value(samples, "vdexdp_lac_transmit_frames_total", path="exception") >= 5
     assert value(samples, "vdexdp_exception_worker_up") == 1
+    assert value(samples, "vdexdp_exception_drops_total", reason="queue_full") == 0
     assert value(samples, "vdexdp_exception_worker_packets_total", result="sent") >= 5
     assert value(samples, "vdexdp_exception_worker_packets_total", result="received") >= 5
     near.close()

@@ -79,10 +79,17 @@ EXCEPTIONS: Final = Family(
     f"Frames that took the exception path, by cause ({_texts('exception_reason')}).",
     (*_NETWORK, "cause"),
 )
-TAP_DROPS: Final = Family(
+WORKER_LOSSES: Final = {
+    "queue_full": "the exception tap's queue was full, as the worker was too slow",
+    "socket_full": "a UDP socket's buffer was full, as the worker was too slow",
+}
+"""Reasons beside enum drop_reason that the kernel counts by itself."""
+EXCEPTION_DROPS: Final = Family(
     "counter",
-    "exception_tap_drops",
-    f"Frames dropped on their way back from the exception tap, by reason ({_texts('drop_reason')}).",
+    "exception_drops",
+    f"Frames lost on the exception path, by reason ({_texts('drop_reason')}; "
+    + "; ".join(f"{name}: {words}" for name, words in WORKER_LOSSES.items())
+    + ").",
     (*_NETNS, "reason"),
 )
 

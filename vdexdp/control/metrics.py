@@ -144,8 +144,8 @@ def _worker(out: Families, netns: str, shown: Mapping[str, Any]) -> None:
     networks = _networks(shown)
     out.add(f.WORKER_UP, (netns,), worker["running"])
     out.add(f.WORKER_RESTARTS, (netns,), worker["restarts"])
-    for reason in enum_labels("drop_reason"):
-        out.add(f.TAP_DROPS, (netns, reason), worker["drops"].get(reason, 0))
+    for reason in (*enum_labels("drop_reason"), *f.WORKER_LOSSES):
+        out.add(f.EXCEPTION_DROPS, (netns, reason), worker["drops"].get(reason, 0))
     for result, count in worker.get("counters", {}).items():
         out.add(f.WORKER_TAP, (netns, result), count)
     for switch, counters in worker.get("lacs", {}).items():
