@@ -318,8 +318,12 @@ class Networks:
                     env=environment | {"PYTHONPATH": str(package)},
                     start_new_session=True,
                 )
-            record = {"pid": child.pid, "started": started(child.pid)} | asdict(spec)
-            self._record(spec.name).write_text(json.dumps(record))
+            try:
+                record = {"pid": child.pid, "started": started(child.pid)} | asdict(spec)
+                self._record(spec.name).write_text(json.dumps(record))
+            except OSError:
+                child.terminate()  # nobody would find it again
+                raise
         except OSError as error:
             raise HostError.from_oserror(str(self._record(spec.name)), error) from error
         return child
@@ -338,7 +342,9 @@ def _pidfd(plug: Running) -> int:
 
 
 def _ended(pidfd: int, limit: float) -> bool:
-    return bool(select.select([pidfd], [], [], limit)[0])
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(limit * 1000))
 
 
 class Retries:
