@@ -130,3 +130,13 @@ def test_twelve_plugs_weigh_little(lab: Lab) -> None:
     average = sum(weights.values()) / PLUGS
     print(f"{average / (1 << 20):.1f} MB for each plug")
     assert average < PLUG_BYTES, {command_line(pid): weight >> 10 for pid, weight in weights.items()}
+
+
+def test_a_daemon_that_was_started_for_nothing_leaves(lab: Lab) -> None:
+    host = lab.host("host")
+    lab.guest(host, "g1", 1)
+    refused = host.run(*VDEXDP, "vde_plug", "--accel", "require", "netdev://g1", NETWORK, check=False)
+    assert refused.returncode
+    assert "no route" in refused.stderr
+    wait_until(lambda: not ours(lab), 4, "the daemon to leave")
+    assert [line.split(":")[1].split("@")[0].strip() for line in host.ip("-o link").splitlines()] == ["lo", "g1"]

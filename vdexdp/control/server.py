@@ -194,6 +194,8 @@ class Server:
             reply = Reply(failure(error))
             if self.log.verbose:
                 self.log.failure(error)
+            if self.leave_at is not None and not self.awaited:  # started for nothing, perhaps
+                self.leave_at = min(self.leave_at, time.monotonic() + LINGER)
         except Exception as error:
             cause = "internal error" if not isinstance(error, OSError) else "the system refused"
             reply = Reply(failure(HostError("daemon", f"{cause}: {error!r}", "see the daemon's log")))
