@@ -363,9 +363,12 @@ static __always_inline int send_tunnel(struct __sk_buff *skb, const struct tunne
 	if (exception >= 0) {
 		c->exceptions[exception & 7]++;
 		count_tx(c, PATH_EXCEPTION, f->frames, len);
+		if (exception != EXC_LOCAL)
+			count_tx(counters_at(t->uplink_port), PATH_EXCEPTION, f->frames, skb->len);
 		return redirect(t->exception, 0);
 	}
 	count_tx(c, PATH_TC, f->frames, len);
+	count_tx(counters_at(t->uplink_port), PATH_TC, f->frames, skb->len);
 	/* The MAC comes from the kernel's own route and neighbour look-ups (which refuse a group address in the frame). */
 	if (!to->direct)
 		return redirect_neigh(device, NULL, 0, 0);

@@ -40,6 +40,7 @@ static __always_inline int encap_xdp(struct xdp_md *ctx, const struct tunnel_inf
 		__builtin_memcpy(data, &h.eth, OUTER4_LEN);
 	}
 	count_tx(counters_at(out), PATH_XDP, 1, len);
+	count_tx(counters_at(t->uplink_port), PATH_XDP, 1, end - data);
 	return redirect_map(MAP(tx_ports), out, 0);
 }
 

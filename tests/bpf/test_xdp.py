@@ -180,3 +180,13 @@ def test_after_xdp_tc_learns_what_was_left(rig: Rig) -> None:
     leaves(rig, FRAMES["ipv4"])
     assert rig.run("port_ingress", WIRE1, FRAMES["ipv4"]).verdict == TC_REDIRECT
     assert rig.run("port_xdp", WIRE1, FRAMES["ipv4"]).verdict == XDP_REDIRECT
+
+
+@pytest.mark.parametrize(("point", "path"), [("port_xdp", "PATH_XDP"), ("port_ingress", "PATH_TC")])
+def test_the_uplink_counts_what_it_carries_with_outer_headers(rig: Rig, point: str, path: str) -> None:
+    rig.learn(A, WIRE1)
+    rig.learn(B, TUNNEL, PEER)
+    frame = ethernet(B, A, 0x0800, udp4(b"x" * 100))
+    assert rig.run(point, WIRE1, frame).verdict in (XDP_REDIRECT, TC_REDIRECT)
+    assert rig.count(UPLINK, "tx_frames", path) == 1
+    assert rig.count(UPLINK, "tx_bytes", path) == len(frame) + 50

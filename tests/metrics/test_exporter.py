@@ -75,6 +75,10 @@ def test_two_hosts_under_traffic(two_hosts: TwoHosts) -> None:
     assert value(samples, "vdexdp_uplink_receive_bytes_total", uplink="lan0", path="tc") > value(
         samples, "vdexdp_lac_receive_bytes_total", path="tc"
     ), "an uplink's bytes have the outer headers"
+    overhead = value(samples, "vdexdp_uplink_transmit_bytes_total", path="tc") - value(
+        samples, "vdexdp_lac_transmit_bytes_total", path="tc"
+    )
+    assert overhead == 50 * value(samples, "vdexdp_uplink_transmit_frames_total", path="tc") > 0
     assert value(samples, "vdexdp_switch_fdb_entries", network=NETWORK) == 2
     assert value(samples, "vdexdp_lac_peers", network=NETWORK) == 1
     assert value(samples, "vdexdp_port_fdb_learns_total", port="g1") == 1
