@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Shows that a scrape of 100 ports and 10,000 FDB entries, over HTTP and from real maps, takes less than 50 ms."""
+"""Shows that a scrape of 100 ports and 10,000 FDB entries, over HTTP and from real maps, takes less than 50 ms.
+
+Of CPU time on average, whatever else the machine does; and from the request to the last byte when it is left alone.
+"""
 
 from __future__ import annotations
 
@@ -75,8 +78,11 @@ def test_a_scrape_of_100_ports_and_10000_entries(lab: Lab, many_descriptors: Non
     assert len({one.labels["port"] for one in samples if one.name == "vdexdp_port_drops_total"}) == PORTS
 
     before = cpu_seconds(server.pid), cpu_seconds(process.pid)
+    took = []
     for _ in range(SCRAPES):
+        start = time.perf_counter()
         get(host, url)
+        took.append(time.perf_counter() - start)
     costs = cpu_seconds(server.pid) - before[0], cpu_seconds(process.pid) - before[1]
-    print(costs, len(samples))
-    assert sum(costs) / SCRAPES < LIMIT
+    assert sum(costs) / SCRAPES < LIMIT, f"CPU seconds of {SCRAPES} scrapes, daemon and exporter: {costs}"
+    assert min(took) < LIMIT

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import Metric
 
 from tests.control.rig import call, daemon, ping, plug, tunnel, until, wire
 from tests.labkit import VDEXDP, TwoHosts, require_tool
@@ -226,6 +228,8 @@ def test_ipv6_and_a_port_in_use(alone: Namespace) -> None:
         request = urllib.request.Request(url, headers={"Accept": "application/openmetrics-text;version=1.0.0"})
         with urllib.request.urlopen(request) as reply:
             assert reply.headers["Content-Type"].startswith("text/plain")
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(url + "x")
 
 
 def test_a_namespace_that_is_not_there(alone: Namespace) -> None:
@@ -279,6 +283,38 @@ def test_listen_is_an_address_and_a_port(text: str) -> None:
     with pytest.raises(RequestError, match=r"write it like|like \["):
         parse_listen(text)
     assert parse_listen("[::1]:9617") == ("::1", 9617)
+
+
+def test_the_text_says_what_the_librarys_own_would(alone: Namespace) -> None:
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+
+    from vdexdp.control.metrics import DaemonCollector, exposition
+
+    families = list(DaemonCollector(alone.full_name).collect())
+    strange = CounterMetricFamily("strange", 'a "help"\\\nof two lines', labels=["label"])
+    strange.add_metric(['"quoted"\\\n{é}'], (1 << 64) - 1)
+    histogram = HistogramMetricFamily("histogram", "help", labels=["label"])
+    histogram.add_metric(["x"], [("6.4e-08", 1), ("+Inf", 2)], 0.5)
+    families += [strange, histogram]
+
+    class Given:
+        def collect(self) -> list[Metric]:
+            return families
+
+        def describe(self) -> list[Metric]:
+            return []
+
+    registry = CollectorRegistry()
+    registry.register(Given())
+    theirs, ours = generate_latest(registry).decode(), exposition(families).decode()
+    assert plain(ours) == plain(theirs)
+    comments = [line for line in theirs.splitlines() if line.startswith("#")]
+    assert [line for line in ours.splitlines() if line.startswith("#")] == comments
+
+
+def plain(text: str) -> list[tuple[str, list[tuple[str, str]], float]]:
+    return sorted((one.name, sorted(one.labels.items()), one.value) for one in parse(text))
 
 
 def test_a_daemon_of_another_version_fails_what_it_concerns(monkeypatch: pytest.MonkeyPatch, alone: Namespace) -> None:

@@ -19,13 +19,14 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, Metric, generate_latest, make_wsgi_app
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
@@ -232,10 +233,28 @@ def _collect(out: Families, answer: Answer) -> None:
         out.add(f.DURATION, labels, time.perf_counter() - start)
 
 
-def _registry(only: str, sample: int) -> CollectorRegistry:
-    registry = CollectorRegistry()
-    registry.register(DaemonCollector(only, sample))
-    return registry
+@lru_cache(4096)
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+    return f'"{escaped}"'
+
+
+def exposition(metrics: Iterable[Metric]) -> bytes:
+    """Prometheus' text format, version 0.0.4.
+
+    The library's own writer is general and takes three times as long, and its server compresses at length what most
+    often only crosses the loopback: together more than half of what a scrape would cost.
+    """
+    lines: list[str] = []
+    for metric in metrics:
+        name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+        words = metric.documentation.replace("\\", r"\\").replace("\n", r"\n")
+        lines.append(f"# HELP {name} {words}\n# TYPE {name} {metric.type}\n")
+        for sample in metric.samples:
+            labels = ",".join([f"{label}={_quoted(value)}" for label, value in sample.labels.items()])
+            where = f"{sample.name}{{{labels}}}" if labels else sample.name
+            lines.append(f"{where} {sample.value + 0!r}\n")
+    return "".join(lines).encode()
 
 
 class _Quiet(WSGIRequestHandler):
@@ -246,20 +265,23 @@ class _Quiet(WSGIRequestHandler):
 def serve(address: str, port: int, only: str = "", sample: int = 0) -> int:
     """Answer scrapes in threads of their own; return the port, which is another one where 0 was asked for.
 
-    Always in the plain text format: OpenMetrics, which Prometheus would prefer, takes half as long again to write and
-    has nothing more to say here.  Raises HostError where the address or the port can't be had.
+    Raises HostError where the address or the port can't be had.
     """
     where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-    app = make_wsgi_app(_registry(only, sample))
+    collector = DaemonCollector(only, sample)
 
-    def text_only(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        environ.pop("HTTP_ACCEPT", None)
-        return app(environ, start_response)
+    def app(environ: Mapping[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        if environ["PATH_INFO"] not in ("/", "/metrics"):
+            start_response("404 Not Found", [])
+            return []
+        body = exposition(collector.collect())
+        start_response("200 OK", [("Content-Type", CONTENT_TYPE_PLAIN_0_0_4), ("Content-Length", str(len(body)))])
+        return [body]
 
     try:
         family, _, _, _, where_to = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
         kind = type("Server", (ThreadingWSGIServer,), {"address_family": family})
-        server: WSGIServer = make_server(str(where_to[0]), port, text_only, kind, _Quiet)
+        server: WSGIServer = make_server(str(where_to[0]), port, app, kind, _Quiet)
     except OSError as error:
         raise HostError(where, error.strerror or str(error), "choose another with --listen") from error
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -273,7 +295,7 @@ def write_textfile(path: Path, only: str = "", sample: int = 0) -> None:
     """
     if path.suffix != ".prom":
         raise RequestError(str(path), "node_exporter reads only files whose names end in .prom")
-    text = generate_latest(_registry(only, sample))
+    text = exposition(DaemonCollector(only, sample).collect())
     temporary = ""
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
