@@ -107,7 +107,7 @@ enum exception_reason {
 	EXC_MTU = 0, /* encapsulated, it exceeds the uplink's MTU and has to be fragmented */
 	EXC_LOCAL = 1, /* the endpoint, or a member of the group, is on this host */
 	EXC_CSUM6 = 2, /* a super-packet for an IPv6 endpoint that wants outer UDP checksums */
-	EXC_NESTED = 3, /* the frame is already an encapsulated super-packet and must be segmented first */
+	EXC_NESTED = 3, /* a super-packet of UDP, or of a guest's own tunnel, that must be segmented first */
 	EXC_INPUT = 4, /* came in through a UDP socket: fragments, or a node on this host */
 	EXC_OFFLOAD = 5, /* a super-packet or an unfinished checksum, on a virtual uplink, for a node that reads a socket */
 	EXC_MAX = 8,

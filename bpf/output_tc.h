@@ -81,8 +81,8 @@ static __always_inline int send_local(struct __sk_buff *skb, struct port_info *p
 	return redirect(port->ifindex, 0);
 }
 
-/* Bytes of Ethernet, IP and TCP or UDP headers that every segment of a super-packet repeats. */
-static __always_inline __u32 segment_headers(struct __sk_buff *skb)
+/* Bytes of Ethernet, IP and TCP or UDP headers that every segment of a super-packet repeats; `*l4` is which of the two. */
+static __always_inline __u32 segment_headers(struct __sk_buff *skb, __u8 *l4)
 {
 	__u32 l3 = 20, at = ETH_LEN;
 	__u8 byte = 0, proto = 0;
@@ -95,6 +95,7 @@ static __always_inline __u32 segment_headers(struct __sk_buff *skb)
 		l3 = 40;
 		skb_load_bytes(skb, at + 6, &proto, 1);
 	}
+	*l4 = proto;
 	if (proto == L4_UDP)
 		return at + l3 + 8;
 	if (proto != L4_TCP)
@@ -256,6 +257,16 @@ static __always_inline __u32 encap_min(__be16 proto)
 
 #define SPACE6 (HEADERS_PAD + OUTER6_LEN + ETH_LEN + 4 * MAX_TAGS)
 
+/* To the exception tap, which segments a super-packet; its segments come back as plain frames of the same port. */
+static __always_inline int to_be_segmented(struct __sk_buff *skb, const struct tunnel_info *t, const struct tags *tags,
+					   const struct frame *f, struct counters *c)
+{
+	if (f->path == PATH_EXCEPTION || push_tags(skb, tags) || skb_vlan_push(skb, swap16(BOUNCE_TPID), f->in))
+		return count_drop(c, DROP_NO_ROOM);
+	c->exceptions[EXC_NESTED]++;
+	return redirect(t->exception, 0);
+}
+
 /*
  * Encapsulates and sends.  Consumes the skb: the return value is the program's verdict.  When the frame can't go out by the uplink as it
  * is, it goes the same way to the exception tap, where the kernel segments and sums it and the exception worker hands it to a
@@ -295,7 +306,12 @@ static __always_inline int send_tunnel(struct __sk_buff *skb, const struct tunne
 	wire = frame;
 	room = ROOM_ENCAP_L4_UDP | ROOM_ENCAP_L2_ETH | ROOM_FIXED_GSO;
 	if (skb->gso_size) {
-		wire = segment_headers(skb) + skb->gso_size + 4 * tags.count;
+		__u8 l4;
+
+		wire = segment_headers(skb, &l4) + skb->gso_size + 4 * tags.count;
+		/* Nothing takes the mark of a tunnel off again, and a UDP socket that gets a super-packet trusts it: the frames would be lost. */
+		if (l4 == L4_UDP && t->flags & TUNNEL_F_VIRTUAL)
+			return to_be_segmented(skb, t, &tags, f, c);
 		/* Just too long by what encapsulation adds: let the kernel cut the super-packet into shorter segments. */
 		if (wire + outer_len - ETH_LEN > t->mtu && wire - ETH_LEN <= t->mtu) {
 			room &= ~(__u64)ROOM_FIXED_GSO;
@@ -327,12 +343,8 @@ static __always_inline int send_tunnel(struct __sk_buff *skb, const struct tunne
 		 * A guest's own tunnel: the skb is marked as encapsulated already.  A super-packet goes to the exception tap, which segments
 		 * it, and comes back as plain frames; for those, room without a second mark is enough.
 		 */
-		if (skb->gso_size) {
-			if (f->path == PATH_EXCEPTION || push_tags(skb, &tags) || skb_vlan_push(skb, swap16(BOUNCE_TPID), f->in))
-				return count_drop(c, DROP_NO_ROOM);
-			c->exceptions[EXC_NESTED]++;
-			return redirect(t->exception, 0);
-		}
+		if (skb->gso_size)
+			return to_be_segmented(skb, t, &tags, f, c);
 		if (set_protocol(skb, outer_proto) || skb_adjust_room(skb, outer_len + 4 * tags.count, ROOM_MAC, ROOM_FIXED_GSO))
 			return count_drop(c, DROP_NO_ROOM);
 	}
