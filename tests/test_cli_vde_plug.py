@@ -112,6 +112,10 @@ def test_mistakes_are_one_line_and_status_2() -> None:
         (("--accel=never",), "write auto, require or off"),
         (("null://", "=", "/no/such/command"), "command not found"),
         (("a", "b", "c"), "one VNL too many"),
+        (("vxvde://234.0.0.1", "vxvde://234.0.0.1/ttl=2"), "both ends are the same network"),
+        (("--accel", "off", "vxlan://234.0.0.1", "vxlan://234.0.0.1"), "both ends are the same network"),
+        (("netdev://lo", "netdev://lo"), "both ends are the same interface"),
+        (("tap://same0", "tap://same0"), "both ends are the same interface"),
     ):
         result = run(*words)
         assert result.returncode == 2, words

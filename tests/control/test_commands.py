@@ -43,6 +43,9 @@ def test_show_and_fdb(two_hosts: TwoHosts) -> None:
     left.run(*VDEXDP, "fdb", "delete", mac)
     left.run(*VDEXDP, "fdb", "flush")
     entries = json.loads(left.run(*VDEXDP, "fdb", "list", "--json").stdout)
+    keys = ("switch", "vlan", "mac")
+    again = json.loads(left.run(*VDEXDP, "fdb", "--json", "list").stdout)
+    assert [[one[key] for key in keys] for one in again] == [[one[key] for key in keys] for one in entries]
     assert [(one["mac"], one["static"]) for one in entries if one["static"]] == [("02:00:00:00:00:56", True)]
     wrong = left.run(*VDEXDP, "fdb", "add", "nonsense", "--port", str(port), check=False)
     assert wrong.returncode == 2
@@ -76,6 +79,7 @@ def test_explain_touches_nothing(lab: Lab) -> None:
     text = json.dumps(both)
     for words in ("uplink lan0 (192.0.2.1)", "veth: tc keeps super-packets whole", "its MTU 1500 is over 1450"):
         assert words in text, words
+    assert "a port would cut off" in json.dumps(explain("netdev://lan0", "vxvde://234.0.0.1", status=1))
     made = explain("tap://new0", "vxvde://ff05::77")
     assert "the interface would be made" in json.dumps(made)
     assert explain("null://", "vxvde://234.0.0.1")["way"] == "bridge"

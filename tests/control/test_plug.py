@@ -137,7 +137,11 @@ def test_fdb_by_hand(two_hosts: TwoHosts) -> None:
         call(left, "fdb", action="delete", mac="02:00:00:00:00:08", vlan=5)
     for wrong in (
         {"mac": "ff:ff:ff:ff:ff:ff", "port": index},
+        {"mac": "00:00:00:00:00:00", "port": index},
         {"mac": "nonsense", "port": index},
+        {"mac": "02:00:00:00:00:01", "endpoint": ["234.0.0.1", 5]},
+        {"mac": "02:00:00:00:00:01", "endpoint": ["127.0.0.1", 5]},
+        {"mac": "02:00:00:00:00:01", "endpoint": ["0.0.0.0", 5]},
         {"mac": "02:00:00:00:00:01", "port": 999},
         {"mac": "02:00:00:00:00:01", "endpoint": ["fd00::1", 5]},
         {"mac": "02:00:00:00:00:01", "port": index, "switch": 77},
@@ -160,6 +164,10 @@ REFUSED: list[tuple[End, End, type[VdexdpError], str]] = [
     (Bridge("null://"), wire("g1"), KernelPathError, "no kernel path"),
     (Netdev("g1", "stack", hook="xdp"), tunnel(), RequestError, "XDP can't see"),
     (wire("taken0"), tunnel(), RequestError, "already plugged"),
+    (wire("lan0"), tunnel(), RequestError, "the uplink of a network"),
+    (wire("lan0"), tunnel(device="taken0", bind="192.0.2.1"), RequestError, "the uplink of a network"),
+    (wire("g1"), tunnel(device="taken0", bind="192.0.2.1"), RequestError, "a port, of plug 1"),
+    (wire("vdxp0"), tunnel(), RequestError, "vdexdp's own"),
     (wire("g1"), tunnel(vni=78, kind="vxlan", port=4790, group="239.0.0.2"), RequestError, "in use by vxlan 239.0.0.1"),
 ]
 

@@ -115,7 +115,7 @@ def test_an_interface_that_goes_ends_the_plug(two_hosts: TwoHosts, device: str) 
     process = plug(two_hosts.left, "netdev://g1", NETWORK)
     two_hosts.left.ip(f"link delete {device}")
     assert process.wait(5) == 0
-    assert device in process.output().splitlines()[-1]
+    assert process.output().splitlines()[-1].startswith(f"vdexdp: ended: {device}: the ")
 
 
 def test_who_may_not_gets_userspace(two_hosts: TwoHosts) -> None:

@@ -10,7 +10,7 @@ import click
 from vdexdp.cli.printing import json_option, print_json, print_table
 from vdexdp.control import hooks
 from vdexdp.control.netlink import Netlink
-from vdexdp.control.path import plan
+from vdexdp.control.path import check, plan
 from vdexdp.control.probe import capabilities
 from vdexdp.control.sockets import foreign_sockets
 from vdexdp.control.tunnels import OVERHEAD, find_uplink
@@ -40,6 +40,7 @@ def explain(first: str, second: str | None, as_json: bool) -> int:
     kernel = [end.kernel_end() for end in ends]
     way, why = "kernel", ""
     if len(ends) == 2:
+        check(ends[0], ends[1])
         chosen = plan(ends[0], ends[1])
         way, why = chosen.way, chosen.why
     elif isinstance(kernel[0], NoKernelEnd):
@@ -94,7 +95,10 @@ def _tunnel(netlink: Netlink, vnl: str, end: Tunnel) -> Part:
     room = link.mtu - OVERHEAD[end.family]
     part.notes.append(f"inner packets up to {room} bytes go unfragmented; larger ones take the exception path")
     if peers := foreign_sockets(end.family, end.group, end.port, set()):
-        part.notes.append(f"{peers} sockets on this host listen to {end.group}: they are served by the exception path")
+        part.notes.append(
+            f"sockets on this host that listen to {end.group}: {peers}; those of other programs, if any, are served by"
+            " the exception path"
+        )
     return part
 
 
@@ -102,10 +106,15 @@ def _fit(netlink: Netlink, parts: list[Part], ends: list[KernelEnd | NoKernelEnd
     tunnel = next((end for end in ends if isinstance(end, Tunnel)), None)
     if tunnel is None or any(part.problem for part in parts):
         return
-    room = find_uplink(netlink, tunnel)[0].mtu - OVERHEAD[tunnel.family]
+    uplink = find_uplink(netlink, tunnel)[0]
+    room = uplink.mtu - OVERHEAD[tunnel.family]
     for part, end in zip(parts, ends, strict=True):
-        link = netlink.link(end.name) if isinstance(end, Netdev) and end.name else None
-        if link is not None and link.mtu > room:
+        if not isinstance(end, Netdev) or not end.name:
+            continue
+        link = netlink.link(end.name)
+        if link is not None and link.index == uplink.index and end.side == "wire":
+            part.problem = f"{link.name}: the uplink of the network, which a port would cut off"
+        elif link is not None and link.mtu > room:
             part.notes.append(f"its MTU {link.mtu} is over {room}; set it with: ip link set {link.name} mtu {room}")
 
 

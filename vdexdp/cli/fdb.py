@@ -27,9 +27,11 @@ def fdb(context: click.Context, as_json: bool) -> None:
 @fdb.command("list")
 @switch_option
 @json_option
-def list_(switch: int | None, as_json: bool) -> None:
+@click.pass_context
+def list_(context: click.Context, switch: int | None, as_json: bool) -> None:
     """List the live entries."""
-    _list(switch, as_json)
+    assert context.parent is not None
+    _list(switch, as_json or context.parent.params["as_json"])
 
 
 def _list(switch: int | None, as_json: bool) -> None:
@@ -54,7 +56,7 @@ def _list(switch: int | None, as_json: bool) -> None:
 def add(mac: str, port: int | None, endpoint: str | None, switch: int | None, vlan: int) -> None:
     """Add a static entry: it never ages and never moves."""
     if (port is None) == (endpoint is None):
-        raise RequestError(mac, "where is it?", "give --port or --endpoint")
+        raise RequestError(mac, "it has one place", "give either --port or --endpoint")
     place: dict[str, Any] = {"port": port} if endpoint is None else {"endpoint": list(_endpoint(endpoint))}
     client.call("fdb", action="add", switch=switch, vlan=vlan, mac=mac, **place)
 

@@ -16,7 +16,7 @@ from signal import SIGUSR1
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
-from vdexdp.control.path import Plan, plan
+from vdexdp.control.path import Plan, check, plan
 from vdexdp.errors import HangUp, HostError, KernelPathError
 from vdexdp.plugins.base import Netdev, NoKernelEnd, OpenContext, Stream
 from vdexdp.plugins.registry import End
@@ -67,8 +67,9 @@ class Joint:
         self.close()
 
     def open(self) -> None:
-        """Raises VnlError and HostError, with nothing left behind."""
+        """Raises RequestError and HostError, with nothing left behind."""
         try:
+            check(*self.ends)
             if self.accel == "off":
                 self._open_user("--accel off")
                 return

@@ -210,6 +210,8 @@ def plug(arguments: Arguments) -> int:
         cause = joint.run(signals)
         if arguments.verbose:
             print(f"vdexdp: ended: {cause}; {joint.status()}", file=sys.stderr)
+        elif cause not in {number.name for number in ENDING} and not (command and command.closed(cause)):
+            print(f"vdexdp: ended: {cause}", file=sys.stderr)
     return command.status if command is not None and command.closed(cause) else 0
 
 

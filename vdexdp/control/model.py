@@ -23,7 +23,7 @@ from vdexdp.control.netlink import Event
 from vdexdp.control.ports import Port, Ports
 from vdexdp.control.protocol import Bridge, EndPath, PlugReply, PlugRequest, end_from_json, end_to_json
 from vdexdp.control.tunnels import OVERHEAD, Lac, Tunnels
-from vdexdp.errors import HostError, KernelPathError, ProtocolError
+from vdexdp.errors import HostError, KernelPathError, ProtocolError, RequestError
 from vdexdp.plugins.base import Netdev, Tunnel
 
 CABLE_EXPIRY = 128
@@ -100,6 +100,7 @@ class Model:
                 self._cable(plug)
             else:
                 raise KernelPathError(" ".join(asked.vnls), "these two ends have no kernel path between them")
+            self._check_roles(plug, [end for end, _ in netdevs])
             for end, tap in netdevs:
                 port = self.ports.add(end, plug.switch, plug.id, tap)
                 undo.callback(self.ports.remove, port)
@@ -131,6 +132,27 @@ class Model:
             if getattr(spec, name) != getattr(lac.spec, name):
                 plug.notes.append(
                     f"{lac.name} is there already; its {what} is {getattr(lac.spec, name) or 'the default'}"
+                )
+
+    def _check_roles(self, plug: Plug, ends: Iterable[Netdev]) -> None:
+        """No interface is a wire port and carries a network, too: the port would take the network's own packets.
+
+        Raises RequestError.
+        """
+        exception = self.tunnels.exception
+        for end in ends:
+            ifindex = self.ports.check(end).index
+            if exception is not None and ifindex == exception.ifindex:
+                raise RequestError(end.name, "vdexdp's own, for the exception path", "plug another interface")
+            if end.side == "wire" and ifindex in self.tunnels.uplinks:
+                raise RequestError(
+                    end.name, "the uplink of a network, which a port would cut off", "plug another interface"
+                )
+        if plug.lac is not None:
+            port = self.ports.by_ifindex(plug.lac.uplink.ifindex)
+            if port is not None and port.kind == "wire":
+                raise RequestError(
+                    port.name, f"a port, of plug {port.plug}, and can't be an uplink", 'name another: "/if=NAME"'
                 )
 
     def _cable(self, plug: Plug) -> None:

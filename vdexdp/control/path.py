@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vdexdp.plugins.base import KernelEnd, NoKernelEnd, Tunnel
+from vdexdp.errors import RequestError
+from vdexdp.plugins.base import KernelEnd, Netdev, NoKernelEnd, Tunnel
 from vdexdp.plugins.registry import End
 
 
@@ -34,3 +35,22 @@ def plan(first: End, second: End) -> Plan:
     if tunnels == 1:
         return Plan("bridge", ends, reasons[0])
     return Plan("user", ends, "; ".join(dict.fromkeys(reasons)))
+
+
+def check(first: End, second: End) -> None:
+    """Refuse to join an interface or a network to itself: each frame would go round for ever.  Raises RequestError."""
+    if first.plugin.scheme != second.plugin.scheme:
+        return
+    one, other = first.kernel_end(), second.kernel_end()
+    if isinstance(one, Netdev) and isinstance(other, Netdev) and one.name == other.name != "":
+        raise RequestError(second.vnl, "both ends are the same interface", "name another at one end")
+    if isinstance(one, Tunnel) and isinstance(other, Tunnel) and _network(one) == _network(other):
+        raise RequestError(
+            second.vnl,
+            "both ends are the same network, and each frame would go round for ever",
+            "name another group, port, VNI or uplink at one end",
+        )
+
+
+def _network(tunnel: Tunnel) -> tuple[object, ...]:
+    return tunnel.kind, tunnel.family, tunnel.group, tunnel.port, tunnel.vni, tunnel.device

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -162,8 +163,8 @@ def _only_switch(model: Model) -> int:
 
 
 def _add(model: Model, switch: int, vlan: int, mac: bytes, body: Mapping[str, Any]) -> None:
-    if mac[0] & 1:
-        raise RequestError(take(body, "mac", str), "a group address has no single place", "use a unicast address")
+    if mac[0] & 1 or not any(mac):
+        raise RequestError(take(body, "mac", str), "not the address of a single station", "use a unicast address")
     lac = model.tunnels.lacs.get(switch)
     if lac is None:
         raise RequestError(f"switch {switch}", "a cable has no table")
@@ -185,6 +186,9 @@ def _endpoint(value: list[Any], lac: Lac) -> tuple[str, int]:
         address = canonical(value[0])
     except ValueError as error:
         raise RequestError(value[0][:60], "not an IP address") from error
+    where = ipaddress.ip_address(address)
+    if where.is_multicast or where.is_loopback or where.is_unspecified:
+        raise RequestError(address, "not the address of a node", "use the node's own unicast address")
     if (":" in address) != (lac.spec.family == 6):
         raise RequestError(address, f"not an IPv{lac.spec.family} address, as this network's are")
     return address, value[1]
