@@ -309,7 +309,10 @@ static __always_inline int send_tunnel(struct __sk_buff *skb, const struct tunne
 		__u8 l4;
 
 		wire = segment_headers(skb, &l4) + skb->gso_size + 4 * tags.count;
-		/* Nothing takes the mark of a tunnel off again, and a UDP socket that gets a super-packet trusts it: the frames would be lost. */
+		/*
+		 * Nothing takes the mark of a tunnel off an skb again, and a UDP socket that gets a super-packet trusts the mark:
+		 * all of it would be lost.
+		 */
 		if (l4 == L4_UDP && t->flags & TUNNEL_F_VIRTUAL)
 			return to_be_segmented(skb, t, &tags, f, c);
 		/* Just too long by what encapsulation adds: let the kernel cut the super-packet into shorter segments. */

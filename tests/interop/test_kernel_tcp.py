@@ -3,13 +3,15 @@
 
 Shows: streams at a sane speed, without a storm of retransmissions or a wrong checksum, in both directions, between
 veths, taps of the host and a virtual machine's tap, on two hosts and on one, by tc and by XDP, over IPv4, IPv6 and
-802.1Q in the guests, over vxvde and vxlan, IPv4 and IPv6 in the underlay; through a tunnel that a guest makes itself.
+802.1Q in the guests, over vxvde and vxlan, IPv4 and IPv6 in the underlay; through a tunnel that a guest makes itself,
+and through a guest that routes.  UDP super-packets, too.
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
@@ -186,3 +188,82 @@ def test_a_guests_own_tunnel(lab: Lab) -> None:
         assert lost < 0.1, f"{direction}: {speed:.3f} Gbit/s, {lost:.2%} retransmitted"
     assert counters(left, "vx")["exceptions"]["nested"]
     assert reaches(guests[0], "10.9.0.2", 20)
+
+
+def test_udp_super_packets(lab: Lab) -> None:
+    """UDP_SEGMENT, as QUIC servers and WireGuard use it: every datagram arrives, by itself and whole."""
+    left, right = lab.host("left"), lab.host("right")
+    lab.underlay(left, right, mtu=1700)
+    guests: Guests = {}
+    for number, (host, name) in enumerate(((left, "g1"), (left, "g2"), (right, "g3")), 1):
+        guests[name] = lab.guest(host, f"guest-{name}", number, device=name), number
+        plug(host, f"netdev://{name}", NETWORK)
+    for number, (host, name) in enumerate(((left, "t4"), (right, "t5")), 4):
+        plug(host, f"tap://{name}", NETWORK)
+        lab.address(host, name, number)
+        guests[name] = host, number
+    machine = VirtualMachine(lab, right, "v6", 6)
+    try:
+        plug(right, "netdev://v6", NETWORK)
+        guests["v6"] = machine.guest, 6
+        for name in ("g2", "g3", "t4", "t5", "v6"):
+            for form in ("10.0.0.{}", "fd00::{:x}"):
+                address = form.format(guests[name][1])
+                assert reaches(guests["g1"][0], address)
+                sent, seen = super_packets(guests["g1"][0], guests[name][0], address)
+                assert sorted(seen) == sorted(sent), f"{name}: {len(seen)} of {len(sent)} datagrams came"
+        sent, seen = super_packets(right, guests["g1"][0], "10.0.0.1")
+        assert sorted(seen) == sorted(sent), f"from a tap: {len(seen)} of {len(sent)} datagrams came"
+        assert not [name for name, (namespace, _) in guests.items() if bad_checksums(namespace)]
+    finally:
+        machine.close()
+
+
+UDP_SEGMENT = 103  # linux/udp.h
+
+
+def super_packets(source: Namespace, target: Namespace, address: str) -> tuple[list[bytes], list[bytes]]:
+    """Datagrams of 1400 bytes and a shorter last one, sent by the dozen; and those that came."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with target.entered():
+        receiver = socket.socket(family, socket.SOCK_DGRAM)
+        receiver.bind(("", 7777))
+        receiver.settimeout(1)
+    with source.entered():
+        sender = socket.socket(family, socket.SOCK_DGRAM)
+        sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1400)
+    sent: list[bytes] = []
+    seen: list[bytes] = []
+    with sender, receiver:
+        for burst in range(5):
+            datagrams = [bytes((burst * 12 + n,)) * (1400 if n < 11 else 77) for n in range(12)]
+            sender.sendto(b"".join(datagrams), (address, 7777))
+            sent += datagrams
+            with suppress(TimeoutError):
+                while len(seen) < len(sent):
+                    seen.append(receiver.recv(65535))
+    return sent, seen
+
+
+def test_guests_that_route(lab: Lab) -> None:
+    """What comes out of the tunnel whole goes on through a guest's stack, to a device that takes no super-packets."""
+    left, right = lab.host("left"), lab.host("right")
+    lab.underlay(left, right, mtu=1700)
+    client, router = lab.guest(left, "g1", 1), lab.guest(right, "g2", 2)
+    behind = lab.namespace("behind")
+    lab.pair(router, "eth1", behind, "eth0")
+    router.run("ethtool", "-K", "eth1", "tx", "off")
+    router.ip("address add 10.7.0.1/24 dev eth1")
+    behind.ip("address add 10.7.0.2/24 dev eth0")
+    behind.ip("route add 10.0.0.0/24 via 10.7.0.1")
+    client.ip("route add 10.7.0.0/24 via 10.0.0.2")
+    router.sysctl("net.ipv4.ip_forward", "1")
+    plug(left, "netdev://g1", NETWORK)
+    plug(right, "netdev://g2", NETWORK)
+    assert reaches(client, "10.7.0.2")
+    iperf_server(behind)
+    for direction in ((), ("-R",)):
+        speed, lost = transfer(client, "10.7.0.2", 60, *direction)
+        assert speed > 0.2, f"{direction}: {speed:.3f} Gbit/s, {lost:.2%} retransmitted"
+        assert lost < LOSS, f"{direction}: {speed:.3f} Gbit/s, {lost:.2%} retransmitted"
+    assert not bad_checksums(behind) + bad_checksums(client)
