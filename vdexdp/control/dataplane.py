@@ -89,6 +89,14 @@ def _tag(fd: int) -> str:
     return f"unknown {fd}"
 
 
+_EXPENDABLE = ("PERCPU_ARRAY", "LRU_HASH")
+
+
+def _create(definition: abi.MapDefinition) -> libbpf.Map:
+    one = definition
+    return libbpf.Map.create(one.name, one.kind, one.key, one.value, one.entries, one.flags)
+
+
 def _denied(error: OSError) -> HostError:
     if error.errno == errno.EPERM:
         return PrivilegeError(
@@ -110,14 +118,7 @@ class Dataplane:
         maps: dict[str, libbpf.Map] = {}
         try:
             for definition in abi.MAPS.values():
-                maps[definition.name] = libbpf.Map.create(
-                    definition.name,
-                    definition.kind,
-                    definition.key,
-                    definition.value,
-                    definition.entries,
-                    definition.flags,
-                )
+                maps[definition.name] = _create(definition)
         except OSError as error:
             for one in maps.values():
                 one.close()
@@ -128,10 +129,17 @@ class Dataplane:
     def adopt(cls, map_fds: Mapping[str, int]) -> Dataplane:
         """Goes on with existing maps and takes over their descriptors.
 
-        Raises HostError where they are not ours, or of another layout.
+        A map that only counts or can be learnt again may be missing, as an older version did not have it, and is made
+        anew.  Raises HostError where the maps are not ours, or of another layout.
         """
         maps: dict[str, libbpf.Map] = {}
         for definition in abi.MAPS.values():
+            if definition.name not in map_fds and definition.kind in _EXPENDABLE:
+                try:
+                    maps[definition.name] = _create(definition)
+                except OSError as error:
+                    raise _denied(error) from error
+                continue
             fd = map_fds.get(definition.name, -1)
             one = libbpf.Map(fd, definition.key, definition.value, percpu=definition.percpu)
             try:
