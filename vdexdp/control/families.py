@@ -58,7 +58,7 @@ def _scope(scope: str, what: str, labels: tuple[str, ...]) -> dict[str, Family]:
     found["drops"] = Family("counter", f"{scope}_drops", words, (*labels, "reason"))
     for row in enum("event"):
         words = f"{what.capitalize()}: {row.help}."
-        found[row.label] = Family("counter", f"{scope}_{_EVENTS[row.label]}", words, labels)
+        found[row.label] = Family("counter", f"{scope}_{_EVENTS.get(row.label, row.label)}", words, labels)
     return found
 
 
