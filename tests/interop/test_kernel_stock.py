@@ -16,7 +16,7 @@ import signal
 import pytest
 
 from tests.kernelkit import NETWORK, bad_checksums, counters, plug, reaches, show, transfer, until
-from tests.labkit import require, require_tool
+from tests.labkit import VDEXDP, require, require_tool
 from vdexdp.lab import Lab, Namespace, Process
 from vdexdp.lab.measure import iperf_server
 
@@ -181,3 +181,24 @@ def test_many_plugs_networks_and_uplinks(lab: Lab) -> None:
     for key, guest in guests.items():
         heard = set(re.findall(r"^10\.0\.0\.(\d+) .*lladdr", guest.ip("neigh show"), re.MULTILINE))
         assert heard == {str(number) for other, number in numbers.items() if other[0] == key[0] and other != key}, key
+
+
+def test_a_tap_that_moves_into_a_namespace(lab: Lab) -> None:
+    """As with stock vde_plug, the tap still works there; the kernel path does not reach it, and the plug says so."""
+    left, right = lab.host("left"), lab.host("right")
+    lab.underlay(left, right, mtu=1700)
+    guest = lab.guest(right, "g2", 2)
+    plug(right, "netdev://g2", NETWORK)
+    stays, moves = plug(left, "tap://t3", NETWORK), left.spawn(*VDEXDP, "vde_plug", "tap://t1", NETWORK)
+    moves.wait_output("in the kernel")
+    lab.address(left, "t3", 3)
+    inner = lab.namespace("inner")
+    left.ip(f"link set t1 netns {inner.full_name}")
+    moves.wait_output("in userspace (t1 was moved to another network namespace)")
+    lab.address(inner, "t1", 1)
+    for one, number in ((inner, 2), (inner, 3), (guest, 1), (left, 1)):
+        assert reaches(one, f"10.0.0.{number}")
+    left.ip("link delete t3")
+    assert stays.wait(5) == 0
+    inner.ip("link delete t1")
+    assert moves.wait(5) == 0

@@ -55,6 +55,7 @@ class Joint:
         self._plug: Plug | None = None
         self._cable: Cable | None = None
         self._watched = -1
+        self._hung_up = False
         self._opened: dict[int, Stream] = {}
 
     def __enter__(self) -> Joint:
@@ -98,21 +99,40 @@ class Joint:
 
         SIGUSR1, if it is among them, is answered by a line on stderr; the others end the cable.  Raises HostError.
         """
-        if self._cable is not None:
-            self._cable.watch(signals, lambda: self._signalled(signals))
-            while True:
+        if self._cable is None:
+            assert self._plug is not None
+            cause = self._wait(self._plug, signals)
+            if not self._goes_on_in_userspace():
+                return cause
+        assert self._cable is not None
+        return self._pump(self._cable, signals)
+
+    def _pump(self, cable: Cable, signals: int) -> str:
+        """Keep a cable whose frames pass through this process."""
+        cable.watch(signals, lambda: self._signalled(signals))
+        while True:
+            if self._plug is not None:
+                self._watch_plug(cable, self._plug)
+            try:
+                ending = cable.step(None if self._plug is None else self._plug.timeout())
                 if self._plug is not None:
-                    self._watch_plug(self._cable, self._plug)
-                try:
-                    ending = self._cable.step(None if self._plug is None else self._plug.timeout())
-                    if self._plug is not None:
-                        self._plug.tick()
-                except HangUp as end:
-                    return str(end)
-                if ending is not None:
-                    return ending.cause
-        assert self._plug is not None
-        return self._wait(self._plug, signals)
+                    self._plug.tick()
+            except HangUp as end:
+                return str(end)
+            if ending is not None:
+                return ending.cause
+
+    def _goes_on_in_userspace(self) -> bool:
+        """A tap that was moved to another network namespace is out of the daemon's reach, but not of ours."""
+        from vdexdp.plugins.tap import is_attached
+
+        moved = [name for fd, name in self._taps.values() if is_attached(fd)]
+        if not self._hung_up or not moved or self.accel == "require":
+            return False
+        self._unplug()
+        self._open_user(f"{moved[0]} was moved to another network namespace")
+        print(f"vdexdp: {self.path}", file=sys.stderr, flush=True)
+        return True
 
     def close(self) -> None:
         """Unwind everything; idempotent."""
@@ -243,4 +263,5 @@ class Joint:
                     made.serve()
                 made.tick()
             except HangUp as end:
+                self._hung_up = True
                 return str(end)

@@ -75,6 +75,15 @@ def open_tap(name: str) -> tuple[int, str]:
         raise
 
 
+def is_attached(fd: int) -> bool:
+    """Whether the descriptor still has its interface, in whatever network namespace that is."""
+    try:
+        fcntl.ioctl(fd, TUNGETIFF, _IFREQ.pack(b"", 0))
+    except OSError:
+        return False
+    return True
+
+
 def _device_error(error: OSError) -> HostError:
     device = "/dev/net/tun"
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
