@@ -47,9 +47,17 @@ def frozen(lab: Lab) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def best(client: Namespace, address: str, *options: str) -> float:
-    """Gbit/s, of three: others use this machine too."""
-    return max(transfer(client, address, 100, *options)[0] for _ in range(3))
+def as_fast_when_frozen(lab: Lab, client: Namespace, address: str, *options: str) -> None:
+    """In turns, at most five of each: others use this machine too."""
+    running: list[float] = []
+    stopped: list[float] = []
+    for _ in range(5):
+        running.append(transfer(client, address, 100, *options)[0])
+        with frozen(lab):
+            stopped.append(transfer(client, address, 100, *options)[0])
+        if max(stopped) > 0.6 * max(running):
+            return
+    raise AssertionError(f"{stopped} Gbit/s, {running} while the processes run")
 
 
 @pytest.mark.parametrize("network", [NETWORK, "vxlan:///v6/if=lan0"])
@@ -62,7 +70,6 @@ def test_stopped_processes_do_not_matter(lab: Lab, network: str) -> None:
         plug(host, vnl, network)
     lab.address(right, "t4", 4)
     iperf_server(other)
-    before = best(one, "10.0.0.2"), best(one, "10.0.0.2", "-R")
     with frozen(lab):
         assert len(ours(lab)) >= 8
         for guest in (one, other, third, right):
@@ -71,9 +78,6 @@ def test_stopped_processes_do_not_matter(lab: Lab, network: str) -> None:
             assert reaches(one, f"10.0.0.{number}")
             assert reaches(one, f"fd00::{number}")
         assert reaches(third, "10.0.0.4")
-        during = best(one, "10.0.0.2"), best(one, "10.0.0.2", "-R")
-        for was, now in zip(before, during, strict=True):
-            assert now > was / 2, f"{now:.2f} Gbit/s, {was:.2f} before"
         # A guest comes with an address that no switch has ever seen.
         other.ip("link set eth0 address 02:00:00:00:00:77")
         lab.address(other, "eth0", 7)
@@ -85,6 +89,8 @@ def test_stopped_processes_do_not_matter(lab: Lab, network: str) -> None:
         assert reaches(third, "10.0.0.1")
         assert reaches(third, "10.0.0.4")
         assert reaches(right, "10.0.0.3", 3, "-I", "10.0.0.4")
+    as_fast_when_frozen(lab, one, "10.0.0.2")
+    as_fast_when_frozen(lab, one, "10.0.0.2", "-R")
     assert counters(right, "vx")["events"]["move"]
     assert not any(counters(left, "vx")["exceptions"].values())
 
@@ -94,8 +100,8 @@ def test_how_soon_a_plug_is_ready(lab: Lab) -> None:
     lab.underlay(host, lab.host("other"))
     for number in range(8):
         lab.guest(host, f"g{number}", number + 1)
-    cold, warm = [], []
-    for _ in range(3):
+    cold: list[float] = []
+    while not cold or (min(cold) > READY_COLD and len(cold) < 5):
         before = time.monotonic()
         process = host.spawn(*VDEXDP, "vde_plug", "--accel", "require", "netdev://g0", NETWORK)
         process.wait_output("in the kernel", 20)
@@ -103,12 +109,13 @@ def test_how_soon_a_plug_is_ready(lab: Lab) -> None:
         process.stop()
         wait_until(lambda: not ours(lab), 5, "the daemon to leave")
     plug(host, "netdev://g0", NETWORK)
+    warm: list[float] = []
     for number in range(1, 8):
         before = time.monotonic()
         plug(host, f"netdev://g{number}", NETWORK)
         warm.append(time.monotonic() - before)
     print(f"cold {statistics.median(cold):.3f} s, warm {statistics.median(warm):.3f} s")
-    assert min(cold[1:]) < READY_COLD
+    assert min(cold) < READY_COLD, cold
     assert min(warm) < READY, warm
 
 
