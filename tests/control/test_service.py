@@ -24,7 +24,7 @@ from vdexdp.control.protocol import RUN_DIR
 from vdexdp.lab import Lab
 
 UNITS = Path(__file__).parents[2] / "systemd"
-NAMES = ("vdexdp.socket", "vdexdp.service", "vde_plug@.service", "vdexdp-networks.service")
+NAMES = ("vdexdp.socket", "vdexdp.service", "vde_plug@.service", "vdexdp-networks.service", "vdexdp-metrics.service")
 
 CONFINED = """
 import ctypes, os, sys

@@ -24,7 +24,7 @@ from tests.metrics.rig import exporter, get, parse, value
 from vdexdp.cli.metrics import parse_listen
 from vdexdp.control import client, scrape
 from vdexdp.control.abi import enum
-from vdexdp.control.protocol import Bridge
+from vdexdp.control.protocol import Bridge, socket_path
 from vdexdp.errors import RequestError, VdexdpError
 from vdexdp.lab import Namespace
 
@@ -192,7 +192,9 @@ def metrics(host: Namespace, *arguments: str) -> subprocess.CompletedProcess[str
     return host.run(*VDEXDP, "metrics", *arguments, check=False)
 
 
-def test_a_daemon_that_hangs_or_died_is_said_so(alone: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_daemon_that_hangs_or_died_is_said_so(
+    alone: Namespace, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     monkeypatch.setattr(scrape, "ANSWER_LIMIT", 0.3)
     server = alone.processes[-1]
     server.signal(signal.SIGSTOP)
@@ -202,6 +204,7 @@ def test_a_daemon_that_hangs_or_died_is_said_so(alone: Namespace, monkeypatch: p
     assert 0.3 <= answer.seconds < 2
     server.signal(signal.SIGKILL)
     server.wait()
+    request.addfinalizer(socket_path(alone.inode).unlink)
     _, url = exporter(alone, "--netns", alone.full_name)
     samples = parse(get(alone, url))
     assert value(samples, "vdexdp_scrape_collector_success", netns=alone.full_name, collector="daemon") == 0
@@ -230,6 +233,25 @@ def test_ipv6_and_a_port_in_use(alone: Namespace) -> None:
             assert reply.headers["Content-Type"].startswith("text/plain")
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(url + "x")
+
+
+def test_no_capabilities_are_needed(alone: Namespace) -> None:
+    """As vdexdp-metrics.service runs it; it is root, and may not even look at process 1."""
+    bare = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", *VDEXDP, "metrics")
+    process = alone.spawn(*bare, "--listen", "127.0.0.1:0", "--netns", alone.full_name)
+    url = process.wait_output("/metrics\n", 20).strip().rpartition(" ")[2]
+    samples = parse(get(alone, url))
+    assert value(samples, "vdexdp_scrape_collector_success", netns=alone.full_name, collector="daemon") == 1
+
+
+def test_the_host_is_called_host_where_nobody_may_look(alone: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrape, "_inode", lambda path: None if "/proc/1/" in str(path) else os.stat(path).st_ino)
+    here = os.stat("/proc/self/ns/net").st_ino
+    assert scrape.names()[here] == "host"
+    assert scrape.find_netns("host") == here
+    assert scrape.names()[alone.inode] == alone.full_name
+    with alone.entered():
+        assert scrape.names()[alone.inode] == alone.full_name
 
 
 def test_a_namespace_that_is_not_there(alone: Namespace) -> None:

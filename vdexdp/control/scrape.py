@@ -2,8 +2,8 @@
 """All daemons of a host, and what each of them says of itself.
 
 Every network namespace has its own daemon and its own control socket, named by the namespace's inode number.  People
-know namespaces by name: "host" is that of process 1, the others are called as ``ip netns`` calls them; one
-without a name keeps its number.
+know namespaces by name: "host" is that of process 1 (where we may not look: our own, if it has no other name), the
+others are called as ``ip netns`` calls them; one without a name keeps its number.
 """
 
 from __future__ import annotations
@@ -48,25 +48,27 @@ def _inode(path: Path | str) -> int | None:
 def names() -> dict[int, str]:
     """The names of this host's network namespaces by inode number; no two have the same."""
     found: dict[int, str] = {}
-    host = _inode("/proc/1/ns/net")
-    if host is not None:
-        found[host] = HOST
     with suppress(OSError):
         for path in sorted(NAMED.iterdir()):
             inode = _inode(path)
             if inode is not None and path.name != HOST:
                 found.setdefault(inode, path.name)
+    first, own = _inode("/proc/1/ns/net"), _inode("/proc/self/ns/net")
+    if first is not None:
+        found[first] = HOST
+    elif own is not None:
+        found.setdefault(own, HOST)
     return found
 
 
 def find_netns(name: str) -> int:
     """The inode number of a namespace given by name or number.  Raises RequestError."""
-    inode = int(name) if name.isascii() and name.isdecimal() else None
-    if inode is None:
-        inode = _inode("/proc/1/ns/net" if name == HOST else NAMED / name)
-    if inode is None or "/" in name:
-        raise RequestError(name, "no such network namespace", 'see "ip netns", or give its inode number')
-    return inode
+    if name.isascii() and name.isdecimal():
+        return int(name)
+    for inode, known in names().items():
+        if known == name:
+            return inode
+    raise RequestError(name, "no such network namespace", 'see "ip netns", or give its inode number')
 
 
 def daemons() -> list[int]:
