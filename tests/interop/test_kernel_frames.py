@@ -17,22 +17,8 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from tests.kernelkit import (
-    BROADCAST,
-    JUMBO,
-    End,
-    HeldEnd,
-    PacketEnd,
-    StreamEnd,
-    counters,
-    differences,
-    plug_ends,
-    shapes,
-    show,
-    tap,
-    until,
-    veth,
-)
+from tests.frameshapes import BROADCAST, JUMBO, differences, shapes
+from tests.kernelkit import End, HeldEnd, PacketEnd, StreamEnd, counters, plug_ends, show, tap, until, veth
 from tests.labkit import require_tool
 from vdexdp.control import client
 from vdexdp.control.dataplane import Dataplane

@@ -20,24 +20,8 @@ from random import Random
 
 import pytest
 
-from tests.kernelkit import (
-    BROADCAST,
-    LOCAL,
-    MARK,
-    NETWORK,
-    End,
-    PacketEnd,
-    counters,
-    mac_of,
-    plug,
-    plug_ends,
-    reaches,
-    shapes,
-    show,
-    start,
-    transfer,
-    veth,
-)
+from tests.frameshapes import BROADCAST, LOCAL, MARK, mac_of, shapes
+from tests.kernelkit import NETWORK, End, PacketEnd, counters, plug, plug_ends, reaches, show, start, transfer, veth
 from vdexdp.lab import Lab
 from vdexdp.lab.measure import iperf_server
 from vdexdp.wire.vxlan import build_outer, encode_header
