@@ -14,7 +14,7 @@ import math
 import struct
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from operator import itemgetter
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from vdexdp.control.abi import K, record
 from vdexdp.control.sockets import swap16, text
+from vdexdp.wire.ethernet import format_mac
 
 if TYPE_CHECKING:
     from vdexdp.control.tables import MapLike, Tables
@@ -71,10 +72,6 @@ def _item(key: tuple[Any, ...], entry: tuple[Any, ...]) -> Any:
     return SimpleNamespace(**dict(zip((*_KEY_FIELDS, *_ENTRY_FIELDS), (*key, *entry), strict=True)))
 
 
-def mac_text(mac: Iterable[int]) -> str:
-    return ":".join(f"{byte:02x}" for byte in mac)
-
-
 def _items(fdb: MapLike) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]]:
     """Keys and entries, as the tuples of their members; thousands of them in a few system calls."""
     try:
@@ -105,7 +102,7 @@ def rows(tables: Tables, switch: int | None = None) -> Iterator[FdbRow]:
         yield FdbRow(
             switch=at.switch_id,
             vlan=at.vlan,
-            mac=mac_text(at.mac),
+            mac=format_mac(at.mac),
             port=at.port,
             endpoint=(text(struct.unpack("=4I", at.addr)), swap16(at.udp_port)) if tunnel else None,
             age=max(0.0, (now - at.last_seen) / SECOND),

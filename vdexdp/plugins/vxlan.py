@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from vdexdp.plugins import vxnet
-from vdexdp.plugins.base import HOOK, OpenContext, Option, Parsed, Plugin, Stream, Tunnel
+from vdexdp.plugins.base import HOOK, OpenContext, Option, Parsed, Stream
 
 PORT = 4789
 
 
-class VxlanPlugin(Plugin):
+class VxlanPlugin(vxnet.VxPlugin):
     """All of libvdeplug's options, in its order; ``hook`` is ours."""
 
     scheme = "vxlan"
@@ -20,13 +20,7 @@ class VxlanPlugin(Plugin):
     options = (
         Option("port", "UDP port of the group and of every endpoint", str(PORT)),
         vxnet.VNI,
-        vxnet.TTL,
-        vxnet.RCVBUF,
-        vxnet.V6,
-        vxnet.V4,
-        vxnet.HASHSIZE,
-        vxnet.EXPIRETIME,
-        vxnet.INTERFACE,
+        *vxnet.REACH,
         HOOK,
     )
 
@@ -37,7 +31,3 @@ class VxlanPlugin(Plugin):
         from vdexdp.plugins.vxstream import VxlanStream
 
         return VxlanStream(spec)
-
-    def kernel_end(self, spec: vxnet.VxSpec) -> Tunnel:
-        vxnet.interface_index(f"vxlan://{spec.tunnel.group}", spec.tunnel.device)
-        return spec.tunnel

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vdexdp.errors import VnlError
-from vdexdp.plugins.base import Option, Parsed, Tunnel, parse_hook
+from vdexdp.plugins.base import Option, Parsed, Plugin, Tunnel, parse_hook
 from vdexdp.vnl import group, integer, size, vni
 
 GROUP_V4 = "239.0.0.1"
@@ -29,6 +29,9 @@ RCVBUF = Option("rcvbuf", "receive buffer of the sockets in bytes; K, M, G are u
 HASHSIZE = Option("hashsize", "how many MAC addresses to remember in userspace; 0 floods everything", str(TABLE))
 EXPIRETIME = Option("expiretime", "seconds until an unused MAC address is forgotten", str(EXPIRY))
 INTERFACE = Option("if", "the uplink", "the interface of the route to the group")
+
+REACH = (TTL, RCVBUF, V6, V4, HASHSIZE, EXPIRETIME, INTERFACE)
+"""What every scheme here has behind the network's own name, in libvdeplug's order."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,14 @@ def parse_network(parsed: Parsed, kind: Literal["vxvde", "vxlan"], port: int) ->
     if spec.rcvbuf > 0x7FFFFFFF:
         raise parsed.error("rcvbuf", "is more than a socket can have", "give less than 2G")
     return VxSpec(spec, integer(parsed, "hashsize", TABLE, 0, 1 << 24))
+
+
+class VxPlugin(Plugin):
+    """What the kernel path sees of such a network is the same for all schemes."""
+
+    def kernel_end(self, spec: VxSpec) -> Tunnel:
+        interface_index(f"{self.scheme}://{spec.tunnel.group}", spec.tunnel.device)
+        return spec.tunnel
 
 
 def interface_index(vnl: str, device: str) -> int:

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from vdexdp.plugins import vxnet
-from vdexdp.plugins.base import HOOK, OpenContext, Option, Parsed, Plugin, Stream, Tunnel
+from vdexdp.plugins.base import HOOK, OpenContext, Option, Parsed, Stream
 
 PORT = 14789
 
 
-class VxvdePlugin(Plugin):
+class VxvdePlugin(vxnet.VxPlugin):
     """All of libvdeplug's options, in its order; ``hook`` is ours."""
 
     scheme = "vxvde"
@@ -17,17 +19,11 @@ class VxvdePlugin(Plugin):
     summary = "a vxvde network: one switch, spread over all that join the multicast group"
     address = "[group]"
     example = "vxvde://234.0.0.1/vni=7/if=eth0"
-    options = (
+    options: ClassVar[tuple[Option, ...]] = (
         Option("port", "the group's UDP port", str(PORT)),
         vxnet.VNI,
         Option("grp", "set the VNI and the last 3 bytes of the group to this group's gid"),
-        vxnet.TTL,
-        vxnet.RCVBUF,
-        vxnet.V6,
-        vxnet.V4,
-        vxnet.HASHSIZE,
-        vxnet.EXPIRETIME,
-        vxnet.INTERFACE,
+        *vxnet.REACH,
         Option("bind", "the local address of unicast traffic", "any"),
         HOOK,
     )
@@ -39,7 +35,3 @@ class VxvdePlugin(Plugin):
         from vdexdp.plugins.vxstream import VxvdeStream
 
         return VxvdeStream(spec)
-
-    def kernel_end(self, spec: vxnet.VxSpec) -> Tunnel:
-        vxnet.interface_index(f"vxvde://{spec.tunnel.group}", spec.tunnel.device)
-        return spec.tunnel

@@ -5,9 +5,8 @@ The caller's effective gid is the VNI, and the last three bytes of the multicast
 ff05:56de::xABC.  So who has the same gid meets, on any host of the LAN, and an administrator joins with
 ``vxvde://grp=NAME``.
 
-Libvdeplug's module has this enforced by a kernel module of its own; here the daemon does it, which asks the kernel
-who the caller is.  It is the daemon that decides: a plug in userspace (``--accel off``) opens the same sockets as
-``vxvde://`` and is a convention between friends.
+Libvdeplug's module has this enforced by a kernel module of its own; here nothing enforces it yet.  The daemon serves
+root only, and a plug in userspace opens the same sockets as ``vxvde://``: a convention between friends.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from dataclasses import replace
 
 from vdexdp.errors import VnlError
 from vdexdp.plugins import vxnet
-from vdexdp.plugins.base import HOOK, OpenContext, Option, Parsed, Plugin, Stream, Tunnel
-from vdexdp.plugins.vxvde import PORT
+from vdexdp.plugins.base import HOOK, Option, Parsed
+from vdexdp.plugins.vxvde import PORT, VxvdePlugin
 from vdexdp.vnl import group, vni
 from vdexdp.wire.vxlan import VNI_MAX
 
 
-class VxvdexPlugin(Plugin):
+class VxvdexPlugin(VxvdePlugin):
     scheme = "vxvdex"
     grammar = "slash"
     summary = "the vxvde network of the caller's effective group"
@@ -33,13 +32,7 @@ class VxvdexPlugin(Plugin):
         Option("port", "the group's UDP port", str(PORT)),
         Option("vni", "network identifier; can only be the caller's effective gid", "the gid"),
         Option("grp", "the network's group; can only be the caller's effective group", "the gid"),
-        vxnet.TTL,
-        vxnet.RCVBUF,
-        vxnet.V6,
-        vxnet.V4,
-        vxnet.HASHSIZE,
-        vxnet.EXPIRETIME,
-        vxnet.INTERFACE,
+        *vxnet.REACH,
         HOOK,
     )
 
@@ -52,12 +45,3 @@ class VxvdexPlugin(Plugin):
                 raise parsed.error(key, f"is not the caller's effective gid, {gid}", "vxvde:// takes any network")
         own = {**parsed.options, "grp": str(gid), "vni": str(gid)}
         return vxnet.parse_network(replace(parsed, options=own), "vxvde", PORT)
-
-    def open(self, spec: vxnet.VxSpec, context: OpenContext) -> Stream:
-        from vdexdp.plugins.vxstream import VxvdeStream
-
-        return VxvdeStream(spec)
-
-    def kernel_end(self, spec: vxnet.VxSpec) -> Tunnel:
-        vxnet.interface_index(f"vxvdex://{spec.tunnel.group}", spec.tunnel.device)
-        return spec.tunnel
