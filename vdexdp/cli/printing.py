@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tables and JSON for the commands that look; the only importer of rich."""
+"""Tables and JSON for the commands that look; with :mod:`vdexdp.cli.screen` the only importer of rich."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import click
@@ -25,15 +25,22 @@ def console() -> Console:
     return made if made.is_terminal else Console(highlight=False, width=1000)
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: str = "") -> None:
-    """One table; ``right`` names, by blanks between them, the columns that are numbers."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+def make_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Collection[str] = ()
+) -> Table:
+    """One table; ``right`` names the columns that are numbers."""
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, justify="right" if column in right.split() else "left", overflow="fold")
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
+    return table
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: str = "") -> None:
+    """Print one; ``right`` has blanks between the names."""
     out = console()
-    out.print(table)
+    out.print(make_table(title, columns, rows, right=right.split()))
     out.print()
 
 

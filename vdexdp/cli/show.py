@@ -10,6 +10,7 @@ import click
 
 from vdexdp.cli.printing import brief, console, duration, json_option, named, print_json, print_table
 from vdexdp.control import client
+from vdexdp.control.rates import totals
 
 
 @click.command()
@@ -69,10 +70,10 @@ def _ports(found: dict[str, Any]) -> None:
     rows = []
     for port in found["ports"]:
         counters = port["counters"]
-        rx, tx = sum(counters["rx_frames"].values()), sum(counters["tx_frames"].values())
-        slow = counters["rx_frames"]["exception"] + counters["tx_frames"]["exception"]
+        total = totals(counters)
         hooks = "+".join(port["hooks"])
-        cells = (brief(rx), brief(tx), brief(slow), named(counters["drops"]), port["why"])
+        frames = [brief(total[name]) for name in ("rx_frames", "tx_frames", "slow")]
+        cells = (*frames, named(counters["drops"]), port["why"])
         rows.append((port["index"], port["switch"], port["name"], port["kind"], hooks, *cells))
     columns = ("port", "net", "name", "kind", "hook", "in", "out", "slow", "drops", "why this hook")
     print_table("Ports (frames)", columns, rows, right="port net in out slow")

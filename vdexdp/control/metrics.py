@@ -34,6 +34,7 @@ from prometheus_client.registry import Collector
 from vdexdp import __version__
 from vdexdp.control import families as f
 from vdexdp.control.abi import K, enum
+from vdexdp.control.rates import path_of
 from vdexdp.control.scrape import Answer, ask_all
 from vdexdp.errors import HostError, RequestError
 
@@ -122,8 +123,7 @@ def _ports(out: Families, netns: str, shown: Mapping[str, Any]) -> None:
                 out.add(f.EXCEPTIONS, (netns, network, cause), port["counters"]["exceptions"].get(cause, 0))
             continue
         labels = (netns, network, port["name"])
-        path = "user" if port["bridge"] else port["hooks"][0]
-        out.add(f.PORT_INFO, (*labels, port["kind"], path, str(port["plug"])), 1)
+        out.add(f.PORT_INFO, (*labels, port["kind"], path_of(port), str(port["plug"])), 1)
         out.add(f.PORT_MTU, labels, port["mtu"])
         events = [event for event in enum_labels("event") if event not in f.ONLY_LAC]
         _counters(out, f.PORT, labels, port["counters"], events, user=port["bridge"])
