@@ -62,19 +62,29 @@ def nothing_left_behind() -> Iterator[None]:
     assert not any(left.values()), f"left behind: {left}"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def root() -> None:
     if os.geteuid():
         pytest.fail("this test needs root; run: sudo scripts/test")
 
 
-@pytest.fixture
-def lab(root: None) -> Iterator[Lab]:
-    """An empty laboratory."""
+def _lab() -> Iterator[Lab]:
     with Lab() as made:
         yield made
         left = made.close(ORPHAN_PATIENCE)
     assert not left, f"still running after everything in the lab was ended: {left}"
+
+
+@pytest.fixture
+def lab(root: None) -> Iterator[Lab]:
+    """An empty laboratory."""
+    yield from _lab()
+
+
+@pytest.fixture(scope="module")
+def shared_lab(root: None) -> Iterator[Lab]:
+    """A laboratory for all tests of a module."""
+    yield from _lab()
 
 
 @pytest.fixture

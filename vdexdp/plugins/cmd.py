@@ -164,7 +164,7 @@ class CmdPlugin(Plugin):
     grammar = "raw"
     summary = "a command whose standard input and output carry a vdestream"
     address = "command and arguments"
-    example = 'cmd://"ssh host vde_plug vxvde://"'
+    example = "cmd://ssh host vde_plug vxvde://"
 
     def parse(self, parsed: Parsed) -> CmdSpec:
         try:

@@ -32,6 +32,7 @@ Options are `key=value` or bare flags, between slashes or in brackets as the tab
 the first one that fits is meant: `/p=5` is `/port=5`. The last repetition wins. What contains a delimiter goes into
 quotes, `'…'` or `"…"`; one character is protected by `\\`, or written `%XX` in hexadecimal:
 `slirp:///host=10.0.2.2%2F24`. A VNL in braces is another end that the scheme works upon; braces nest to any depth.
+In a shell a VNL with spaces or one of its characters (`>`, `[`, `{{`) has to be quoted: `'cmd://ssh host vde_plug'`.
 
 The path says how frames travel: *kernel* means that two such ends are joined in the kernel, and frames between them
 touch no process; *user* means that frames pass through the process that plugs, and enter the kernel path at the other
