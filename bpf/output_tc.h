@@ -242,8 +242,14 @@ static __always_inline __u64 sum_frame(struct __sk_buff *skb)
 		sum += (__u32)csum_diff(NULL, 0, word, SUM_BLOCK, 0);
 	}
 	left = end & (SUM_BLOCK - 1);
-	OPAQUE(left);
 	__builtin_memset(word, 0, SUM_BLOCK);
+	if (left) {
+		/* The same number; verifiers before 6.8 do not conclude from "not 0" that it is at least 1. */
+		left--;
+		OPAQUE(left);
+		left = (left & (SUM_BLOCK - 1)) + 1;
+		OPAQUE(left);
+	}
 	if (left && !skb_load_bytes(skb, SUM_BLOCK * blocks, word, left))
 		sum += (__u32)csum_diff(NULL, 0, word, SUM_BLOCK, 0);
 	return sum;
@@ -372,7 +378,10 @@ static __always_inline int send_tunnel(struct __sk_buff *skb, const struct tunne
 	}
 	written = inner_len;
 	OPAQUE(written);
-	if (written > SPACE6 - HEADERS_PAD || written < OUTER4_LEN || skb_store_bytes(skb, 0, space + HEADERS_PAD, written, 0))
+	if (written > SPACE6 - HEADERS_PAD)
+		return count_drop(c, DROP_NO_ROOM);
+	OPAQUE(written); /* two comparisons: of the one that clang makes of both, old verifiers learn nothing */
+	if (written < OUTER4_LEN || skb_store_bytes(skb, 0, space + HEADERS_PAD, written, 0))
 		return count_drop(c, DROP_NO_ROOM);
 
 	if (exception >= 0) {
