@@ -42,6 +42,12 @@
 #define HISTOGRAM_SLOTS 26 /* slot n counts what took less than 2^(n + HISTOGRAM_SHIFT) ns, the last one all that took longer */
 #define HISTOGRAM_SHIFT 6
 #define MAX_PROBES 4096      /* requests whose answers are awaited, for the histograms of round trips */
+#define MAX_OBSERVERS 4
+#define MAX_MIRRORS 16
+#define SNAP_MAX 65600       /* bytes of a frame that an observer can have: the largest super-packet */
+#define ROOM_WORDS 8224      /* words of eight bytes for struct sighting, SNAP_MAX bytes and a little more */
+#define EVERYWHERE 0xffff    /* sighting.out of what is flooded */
+#define VLAN_ANY 0xffff
 #define REFRESH_NS 500000000 /* an FDB entry's time is rewritten at most this often */
 
 enum switch_mode {
@@ -140,6 +146,39 @@ enum jump {
 	JUMP_GROUP = 1, /* send to the tunnel's group */
 	JUMP_BOUNCE = 2, /* port input, of a frame that comes back from the exception tap */
 	JUMP_MAX = 3,
+};
+
+/* What a frame taught of its source address; of the tables that an observer sees, as the following ones. */
+enum source {
+	SOURCE_NONE = 0, /* not looked at: nothing is learnt here */
+	SOURCE_KNOWN = 1, /* in this place already */
+	SOURCE_LEARNT = 2, /* new */
+	SOURCE_MOVED = 3, /* was in another place */
+	SOURCE_LIMITED = 4, /* new, and not learnt: the port has used up its share of new entries */
+	SOURCE_GROUP = 5, /* a group address, never learnt */
+};
+
+/* What the look-up of a frame's destination found. */
+enum target_state {
+	TARGET_NONE = 0, /* not looked up: a cable or a hub, or the frame was dropped before */
+	TARGET_FOUND = 1, /* in the table */
+	TARGET_UNKNOWN = 2, /* not in the table */
+	TARGET_STALE = 3, /* in the table, but too old, or from before a flush, an unplug or a goodbye */
+	TARGET_GROUP = 4, /* broadcast or multicast */
+};
+
+/* What became of a frame. */
+enum told {
+	TOLD_SENT = 0, /* to one port, or, flooded, to the tunnel's group too */
+	TOLD_DROPPED = 1, /* detail: enum drop_reason */
+	TOLD_EXCEPTION = 2, /* detail: enum exception_reason */
+	TOLD_FLOODED = 3, /* to local ports only */
+	TOLD_CONSUMED = 4, /* a peer's goodbye */
+};
+
+enum observer_flag {
+	OBSERVER_F_ACTIVE = 1,
+	OBSERVER_F_DROPS = 2, /* dropped frames only */
 };
 
 struct fdb_key {
@@ -243,6 +282,67 @@ struct rtt_key {
 	__u32 number; /* which TCP acknowledges; the sequence number of an ICMP echo */
 };
 
+/* Somebody who watches: what he wants to see (0: any), and what he got; the index into `observers` and `rings`. */
+struct observer {
+	__u64 seen; /* frames */
+	__u64 lost; /* frames that his ring had no room for */
+	__u32 flags;
+	__u32 switch_id;
+	__u32 port; /* port index: came in by it, or goes out of it */
+	__u32 snap; /* bytes of a frame */
+	__be16 proto; /* behind the tags */
+	__u16 vlan; /* VID of the outermost tag, 0 without; VLAN_ANY */
+	__be16 l4_port; /* of TCP or UDP, either side */
+	__u8 mac[6]; /* either side */
+	__u32 pad;
+};
+
+/* One frame, as an observer gets it; as many of its bytes as he wants, from the addresses on, follow. */
+struct sighting {
+	__u64 time; /* ns, CLOCK_MONOTONIC */
+	__u64 age; /* ns since frames from the destination's entry were last seen */
+	__u32 id; /* differs from those of other frames at about the same time */
+	__u32 len; /* bytes of the whole frame; a tag in `tag` is not among them */
+	__u32 held; /* bytes of it that could be had */
+	__u32 gso_size; /* of a super-packet, bytes of payload in a segment */
+	__u32 gso_segs;
+	__u32 observers; /* whom it concerns, a bit each */
+	__u32 copies; /* flooded: to how many local ports */
+	__u32 refused; /* flooded: how many local ports could not have it */
+	__u32 from[4]; /* endpoint that it came from, as fdb_entry.addr */
+	__u32 addr[4]; /* endpoint that it goes to */
+	__be16 from_port;
+	__be16 udp_port;
+	__be16 tag_proto; /* a tag that the kernel keeps beside the frame; 0: none */
+	__u16 tag_tci;
+	__u16 switch_id;
+	__u16 in; /* port indices */
+	__u16 out; /* 0: not known */
+	__u16 vlan;
+	__u8 path; /* that it came in by */
+	__u8 source;
+	__u8 target;
+	__u8 entry_flags; /* of the destination */
+	__u8 told;
+	__u8 detail;
+	__u16 pad;
+};
+
+/* Where a CPU writes a sighting before it goes into rings. */
+struct sighting_room {
+	__u64 word[ROOM_WORDS];
+};
+
+/* Copies what comes in by `port` or goes out of it to another device; what follows a blank one is not looked at. */
+struct mirror {
+	__u64 frames;
+	__u64 refused; /* copies that the device did not take */
+	__u32 port;
+	__u32 switch_id;
+	__u32 ifindex;
+	__u32 to_ingress; /* 1: up into the host's stack, as for a PORT_STACK */
+};
+
 /*
  * Maps: M(name, type, key type, value type, entries, flags).  This table is the only place that knows them.
  * counters and ports are indexed by port index; tunnels and rtts by the tunnel's port index; jumps by enum jump.
@@ -262,5 +362,15 @@ struct rtt_key {
 	M(timings, PERCPU_ARRAY, __u32, struct histogram, TIMED_MAX, 0) \
 	M(rtts, PERCPU_ARRAY, __u32, struct histogram, MAX_PORTS, 0) \
 	M(probes, LRU_HASH, struct rtt_key, __u64, MAX_PROBES, 0)
+
+/*
+ * Maps of the observed build, made while somebody watches; in it `jumps`, too, is another map.  rings has ring buffers, made for each
+ * observer; rooms is indexed by CPU.  Python makes `rooms` as long as there are CPUs.
+ */
+#define VDEXDP_OBSERVE_MAPS(M) \
+	M(observers, ARRAY, __u32, struct observer, MAX_OBSERVERS, 0) \
+	M(rings, ARRAY_OF_MAPS, __u32, __u32, MAX_OBSERVERS, 0) \
+	M(rooms, ARRAY, __u32, struct sighting_room, 1, 0) \
+	M(mirrors, ARRAY, __u32, struct mirror, MAX_MIRRORS, 0)
 
 #endif

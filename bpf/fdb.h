@@ -6,6 +6,7 @@
 #ifndef VDEXDP_FDB_H
 #define VDEXDP_FDB_H
 
+#include "observe.h"
 #include "sample.h"
 
 static __always_inline struct port_info *port_at(__u32 index)
@@ -56,7 +57,7 @@ static __always_inline int count_drop(struct counters *c, enum drop_reason reaso
 {
 	if (c)
 		c->drops[reason]++;
-	return VERDICT_DROP;
+	return TOLD(VERDICT_DROP, TOLD_DROPPED, reason);
 }
 
 static __always_inline __u32 *endpoint_generation(const __u32 *addr, __be16 port)
@@ -195,25 +196,28 @@ static __always_inline int fdb_refresh(struct fdb_entry *e, const struct fdb_ent
 }
 
 /* `at` is the entry as it would be made now.  Group addresses as source are forwarded, as VDE does, but never learnt. */
-static __always_inline void fdb_learn(const struct fdb_key *key, const struct fdb_entry *at, const struct switch_info *sw,
+static __always_inline enum source fdb_learn(const struct fdb_key *key, const struct fdb_entry *at, const struct switch_info *sw,
 				      struct port_info *port, struct counters *c)
 {
+	enum source learnt = SOURCE_LEARNT;
 	struct fdb_entry *e;
 
 	if (is_group(key->mac))
-		return;
+		return SOURCE_GROUP;
 	e = map_lookup(MAP(fdb), key);
 	if (fdb_refresh(e, at))
-		return;
+		return SOURCE_KNOWN;
 	if (e && fdb_is_live(e, sw, at->last_seen)) {
 		count_event(c, EV_MOVE);
+		learnt = SOURCE_MOVED;
 	} else if (learn_allowed(port, sw, at->last_seen)) {
 		count_event(c, EV_LEARN);
 	} else {
 		count_event(c, EV_LIMITED);
-		return;
+		return SOURCE_LIMITED;
 	}
 	map_update(MAP(fdb), key, at, 0);
+	return learnt;
 }
 
 #endif

@@ -25,12 +25,16 @@ static __always_inline void flood_local(struct __sk_buff *skb, const struct swit
 			continue;
 		if (port->mtu && !skb->gso_size && len > port->mtu + 4) {
 			count_drop(c, DROP_TOO_BIG);
+			OBSERVE_COPY(skb, 0);
 			continue;
 		}
-		if (clone_redirect(skb, port->ifindex, port->kind == PORT_STACK ? TO_INGRESS : 0))
+		if (clone_redirect(skb, port->ifindex, port->kind == PORT_STACK ? TO_INGRESS : 0)) {
 			count_drop(c, DROP_PORT_DOWN);
-		else
+			OBSERVE_COPY(skb, 0);
+		} else {
 			count_tx(counters_at(member), f->path, f->frames, len);
+			OBSERVE_COPY(skb, 1);
+		}
 	}
 }
 
@@ -43,7 +47,7 @@ static __always_inline void restore(const struct __sk_buff *skb, struct frame *f
 }
 
 #ifdef TO_GROUP
-PROGRAM(flood_group, "tc")(struct __sk_buff *skb)
+static __always_inline int to_group(struct __sk_buff *skb)
 {
 	struct tunnel_info *t;
 	struct switch_info *sw;
@@ -65,8 +69,13 @@ PROGRAM(flood_group, "tc")(struct __sk_buff *skb)
 	__builtin_memcpy(to.next_hop, t->group_mac, 6);
 	return send_tunnel(skb, t, sw->tunnel, &to, 0, &f);
 }
+
+PROGRAM(flood_group, "tc")(struct __sk_buff *skb)
+{
+	return OBSERVED(skb, to_group(skb), SEEN_BEFORE);
+}
 #else
-PROGRAM(flood_all, "tc")(struct __sk_buff *skb)
+static __always_inline int to_all(struct __sk_buff *skb)
 {
 	struct frame f = {};
 	struct switch_info *sw;
@@ -84,6 +93,11 @@ PROGRAM(flood_all, "tc")(struct __sk_buff *skb)
 	}
 	if (sw->members == 0 || (sw->members == 1 && sw->member[0] == f.in))
 		return count_drop(c, DROP_NO_PORTS);
-	return VERDICT_DROP;
+	return TOLD(VERDICT_DROP, TOLD_FLOODED, 0);
+}
+
+PROGRAM(flood_all, "tc")(struct __sk_buff *skb)
+{
+	return OBSERVED(skb, to_all(skb), SEEN_BEFORE);
 }
 #endif

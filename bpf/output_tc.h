@@ -270,7 +270,7 @@ static __always_inline int to_be_segmented(struct __sk_buff *skb, const struct t
 	if (f->path == PATH_EXCEPTION || push_tags(skb, tags) || skb_vlan_push(skb, swap16(BOUNCE_TPID), f->in))
 		return count_drop(c, DROP_NO_ROOM);
 	c->exceptions[EXC_NESTED]++;
-	return redirect(t->exception, 0);
+	return TOLD(redirect(t->exception, 0), TOLD_EXCEPTION, EXC_NESTED);
 }
 
 /*
@@ -389,7 +389,7 @@ static __always_inline int send_tunnel(struct __sk_buff *skb, const struct tunne
 		count_tx(c, PATH_EXCEPTION, f->frames, len);
 		if (exception != EXC_LOCAL)
 			count_tx(counters_at(t->uplink_port), PATH_EXCEPTION, f->frames, skb->len);
-		return redirect(t->exception, 0);
+		return TOLD(redirect(t->exception, 0), TOLD_EXCEPTION, exception & 7);
 	}
 	count_tx(c, PATH_TC, f->frames, len);
 	count_tx(counters_at(t->uplink_port), PATH_TC, f->frames, skb->len);

@@ -6,6 +6,8 @@
  *           (vdexdp/control/dataplane.py) replaces with the descriptors of maps it has made itself;
  *   clang   -target bpf, an object with BTF maps for libbpf.
  *
+ * Each program is built once more with -DOBSERVED_BUILD, for the time that somebody watches it: see observe.h.
+ *
  * Helpers are declared here by number, since bcc 0.26 declares some with arguments missing and libbpf's header is not
  * needed then.
  */
@@ -43,6 +45,9 @@
 		UINT_ATTR(map_flags, map_flag); \
 	} map SECTION(".maps");
 VDEXDP_MAPS(DEFINE_MAP)
+#ifdef OBSERVED_BUILD
+VDEXDP_OBSERVE_MAPS(DEFINE_MAP)
+#endif
 char _license[] SECTION("license") = "GPL";
 #endif
 
@@ -52,6 +57,7 @@ static long (*map_update)(void *map, const void *key, const void *value, __u64 f
 static long (*map_delete)(void *map, const void *key) = HELPER(3);
 static __u64 (*ktime_fine)(void) = HELPER(5);
 static __u32 (*prandom_u32)(void) = HELPER(7);
+static __u32 (*processor)(void) = HELPER(8);
 static long (*skb_store_bytes)(struct __sk_buff *skb, __u32 offset, const void *from, __u32 len, __u64 flags) = HELPER(9);
 static long (*tail_call)(void *ctx, void *map, __u32 index) = HELPER(12);
 static long (*clone_redirect)(struct __sk_buff *skb, __u32 ifindex, __u64 flags) = HELPER(13);
@@ -66,6 +72,7 @@ static long (*skb_pull_data)(struct __sk_buff *skb, __u32 len) = HELPER(39);
 static long (*xdp_adjust_head)(struct xdp_md *ctx, int delta) = HELPER(44);
 static long (*skb_adjust_room)(struct __sk_buff *skb, __s32 delta, __u32 mode, __u64 flags) = HELPER(50);
 static long (*redirect_map)(void *map, __u64 key, __u64 flags) = HELPER(51);
+static long (*ringbuf_output)(void *ring, void *data, __u64 size, __u64 flags) = HELPER(130);
 static long (*redirect_neigh)(__u32 ifindex, void *params, int params_len, __u64 flags) = HELPER(152);
 static long (*redirect_peer)(__u32 ifindex, __u64 flags) = HELPER(155);
 static __u64 (*ktime_ns)(void) = HELPER(160); /* coarse; the loader puts the fine one in before 5.11 */

@@ -24,16 +24,16 @@ PROGRAM(bounce, "tc")(struct __sk_buff *skb)
 {
 	__u64 start;
 
-	return port_input(skb, skb->cb[CB_IN], PATH_EXCEPTION, 1, &start);
+	return OBSERVED(skb, port_input(skb, skb->cb[CB_IN], PATH_EXCEPTION, 1, &start), FRAME_ITSELF);
 }
 #elif defined(AT_EGRESS)
 PROGRAM(port_egress, "tc")(struct __sk_buff *skb)
 {
-	return local_port(skb, 0);
+	return OBSERVED(skb, local_port(skb, 0), FRAME_ITSELF);
 }
 #else
 PROGRAM(port_ingress, "tc")(struct __sk_buff *skb)
 {
-	return local_port(skb, 1);
+	return OBSERVED(skb, local_port(skb, 1), FRAME_ITSELF);
 }
 #endif

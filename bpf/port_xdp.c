@@ -99,7 +99,10 @@ static __always_inline int port_fast(struct xdp_md *ctx, __u64 *start)
 PROGRAM(port_xdp, "xdp")(struct xdp_md *ctx)
 {
 	__u64 start = 0;
-	int verdict = port_fast(ctx, &start);
+	int verdict;
+
+	OBSERVE_XDP();
+	verdict = port_fast(ctx, &start);
 
 	if (verdict != VERDICT_PASS)
 		sample_end(start, TIMED_PORT_XDP);

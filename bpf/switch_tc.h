@@ -61,6 +61,7 @@ static __always_inline int port_input(struct __sk_buff *skb, __u32 in, __u8 path
 
 	if (!port)
 		return VERDICT_NEXT;
+	OBSERVE_ENTRY(skb, in);
 	*start = sample_start(port, c, path);
 	sw = switch_at(port->switch_id);
 	if (!sw)
@@ -88,12 +89,15 @@ static __always_inline int port_input(struct __sk_buff *skb, __u32 in, __u8 path
 		f.at.last_seen = ktime_ns();
 		f.at.generation = sw->generation + port->generation;
 		__builtin_memcpy(f.key.mac, eth.src, 6);
-		fdb_learn(&f.key, &f.at, sw, port, c);
+		OBSERVE_LEARNT(skb, fdb_learn(&f.key, &f.at, sw, port, c));
 		if (!is_group(eth.dst)) {
 			__builtin_memcpy(f.key.mac, eth.dst, 6);
 			e = fdb_find(&f.key, sw, &out, f.at.last_seen, c);
 		}
 	}
+	OBSERVE(skb, 0, skb->len, &f, sw, e);
+	if (path != PATH_EXCEPTION) /* of what comes back in segments, mirrors have had the whole */
+		OBSERVE_MIRROR(skb, &f, sw, e);
 	if (e) {
 		if (e->port == in)
 			return count_drop(c, DROP_SAME_PORT);

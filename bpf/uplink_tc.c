@@ -111,6 +111,7 @@ static __always_inline int tunnel_input(struct __sk_buff *skb, struct outer *o, 
 	c = counters_at(f.in);
 	if (!port || !t)
 		return VERDICT_NEXT;
+	OBSERVE_ENTRY(skb, f.in);
 	*start = sample_start(port, c, path);
 	sw = switch_at(port->switch_id);
 	if (!sw)
@@ -180,16 +181,18 @@ static __always_inline int tunnel_input(struct __sk_buff *skb, struct outer *o, 
 				f.at.flags |= FDB_F_ON_LINK;
 		}
 		__builtin_memcpy(f.key.mac, eth.src, 6);
-		fdb_learn(&f.key, &f.at, sw, port, c);
+		OBSERVE_LEARNT(skb, fdb_learn(&f.key, &f.at, sw, port, c));
 		if (!is_group(eth.dst)) {
 			__builtin_memcpy(f.key.mac, eth.dst, 6);
 			e = fdb_find(&f.key, sw, &out, f.at.last_seen, c);
 		}
 	}
+	OBSERVE(skb, o->len, o->payload ? o->payload : skb->len - o->len, &f, sw, e);
 	if (e && e->port == f.in)
 		return count_drop(c, DROP_SPLIT_HORIZON);
 	if (decap(skb, o, &eth, &tags))
 		return count_drop(c, DROP_NO_ROOM);
+	OBSERVE_MIRROR(skb, &f, sw, e);
 	if (e)
 		return send_local(skb, out, c, e->port, f.frames, path, 1);
 	if (sw->mode == MODE_CABLE && sw->members == 1) {
@@ -200,7 +203,7 @@ static __always_inline int tunnel_input(struct __sk_buff *skb, struct outer *o, 
 	return flood(skb, &f, c);
 }
 
-PROGRAM(UPLINK_PROGRAM, "tc")(struct __sk_buff *skb)
+static __always_inline int uplink_input(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex;
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -243,4 +246,9 @@ PROGRAM(UPLINK_PROGRAM, "tc")(struct __sk_buff *skb)
 	sample_end(start, TIMED_UPLINK_TC);
 	return verdict;
 #endif
+}
+
+PROGRAM(UPLINK_PROGRAM, "tc")(struct __sk_buff *skb)
+{
+	return OBSERVED(skb, uplink_input(skb), BEHIND_OUTER);
 }

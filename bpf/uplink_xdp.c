@@ -69,7 +69,10 @@ static __always_inline int uplink_fast(struct xdp_md *ctx, __u64 *start)
 PROGRAM(uplink_xdp, "xdp")(struct xdp_md *ctx)
 {
 	__u64 start = 0;
-	int verdict = uplink_fast(ctx, &start);
+	int verdict;
+
+	OBSERVE_XDP();
+	verdict = uplink_fast(ctx, &start);
 
 	if (verdict != VERDICT_PASS)
 		sample_end(start, TIMED_UPLINK_XDP);

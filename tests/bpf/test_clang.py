@@ -28,5 +28,5 @@ def test_builds_with_clang(tmp_path: Path, name: str) -> None:
     ]
     subprocess.run(command, check=True, timeout=60)
     symbols = subprocess.run(["llvm-nm", built], check=True, capture_output=True, text=True).stdout.split()
-    assert name in symbols
-    assert set(abi.MAPS) <= set(symbols)
+    assert program.function in symbols
+    assert set(abi.MAPS) | set(abi.OBSERVE_MAPS if "OBSERVED_BUILD" in program.defines else ()) <= set(symbols)

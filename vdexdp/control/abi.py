@@ -9,7 +9,7 @@ compiler makes of the same header: sizes, offsets, values.
 * ``S``: every struct, by name, as a :class:`ctypes.Structure`;
 * ``enum(name)``: the enumerators in order, with their help texts;
 * ``record(name)``: a struct as a :class:`struct.Struct`, for many of them at once;
-* ``MAPS``: the map table.
+* ``MAPS``: the map table; ``OBSERVE_MAPS``: that of the observed build.
 
 ``__be16`` and ``__be32`` members hold network byte order, everything else the host's.
 """
@@ -78,13 +78,10 @@ def _integer(text: str, known: dict[str, int]) -> int | None:
         return None
 
 
-def _parse(
-    text: str,
-) -> tuple[dict[str, int], dict[str, type[Any]], dict[str, list[Enumerator]], dict[str, MapDefinition]]:
+def _parse(text: str) -> tuple[dict[str, int], dict[str, type[Any]], dict[str, list[Enumerator]]]:
     constants: dict[str, int] = {}
     structs: dict[str, type[Any]] = {}
     enums: dict[str, list[Enumerator]] = {}
-    maps: dict[str, MapDefinition] = {}
     for name, value in re.findall(r"^#define\s+(\w+)\s+(\w+)\b", text, re.M):
         number = _integer(value, constants)
         if number is not None:
@@ -101,21 +98,29 @@ def _parse(
             length = _integer(count, constants) if count else None
             fields.append((field, scalar * length if length is not None else scalar))
         structs[name] = type(name, (ctypes.Structure,), {"_fields_": fields})
-    table = text[text.index("#define VDEXDP_MAPS(M)") :]
-    for row in re.findall(r"\bM\((\w+, [^)]*)\)", table):
+    return constants, structs, enums
+
+
+def _typed(cell: str) -> type[Any]:
+    return S[cell.removeprefix("struct ")] if cell.startswith("struct ") else _SCALARS[cell]
+
+
+def _parse_maps(text: str, table: str) -> dict[str, MapDefinition]:
+    maps: dict[str, MapDefinition] = {}
+    rows = text[text.index(f"#define {table}(M)") :].partition("\n\n")[0]
+    for row in re.findall(r"\bM\((\w+, [^)]*)\)", rows):
         name, kind, key, value, entries, flags = (cell.strip() for cell in row.split(","))
-
-        def typed(cell: str) -> type[Any]:
-            return structs[cell.removeprefix("struct ")] if cell.startswith("struct ") else _SCALARS[cell]
-
-        size, bits = _integer(entries, constants), _integer(flags, constants)
+        size, bits = _integer(entries, K), _integer(flags, K)
         if size is None or bits is None:
             raise ValueError(f"abi.h: map {name}: {entries} or {flags} is not a constant")
-        maps[name] = MapDefinition(name, kind, typed(key), typed(value), size, bits)
-    return constants, structs, enums, maps
+        maps[name] = MapDefinition(name, kind, _typed(key), _typed(value), size, bits)
+    return maps
 
 
-K, S, _ENUMS, MAPS = _parse((source_dir() / "abi.h").read_text())
+_TEXT = (source_dir() / "abi.h").read_text()
+K, S, _ENUMS = _parse(_TEXT)
+MAPS = _parse_maps(_TEXT, "VDEXDP_MAPS")
+OBSERVE_MAPS = _parse_maps(_TEXT, "VDEXDP_OBSERVE_MAPS")
 
 
 @cache

@@ -7,8 +7,8 @@ attach time), so that the cache is keyed by the sources and the flags alone and 
 Compiling happens in child processes, all programs that are wanted at once in parallel: see
 :mod:`vdexdp.control.bytecode_bcc`.
 
-Maps are addressed by placeholder descriptors, numbered from ``FIRST_MAP`` on in the order of ``abi.MAPS``;
-:func:`relocate` puts real descriptors in.
+Maps are addressed by placeholder descriptors, numbered from ``FIRST_MAP`` on in the order of ``abi.MAPS`` and
+``abi.OBSERVE_MAPS``; :func:`relocate` puts real descriptors in.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from vdexdp.control import abi
 from vdexdp.errors import KernelFeatureError
 
 FIRST_MAP = 1000
+_ALL_MAPS: Final = (*abi.MAPS, *abi.OBSERVE_MAPS)
 _COMPILE_SECONDS = 60
 _CHECKSUM = 32
 
@@ -45,21 +46,30 @@ class Program:
     source: str
     defines: tuple[str, ...] = ()
 
+    @property
+    def function(self) -> str:
+        return self.name.removeprefix(OBSERVED)
 
-PROGRAMS: dict[str, Program] = {
-    program.name: program
-    for program in (
-        Program("port_ingress", "tc", "port_tc.c"),
-        Program("port_egress", "tc", "port_tc.c", ("AT_EGRESS",)),
-        Program("uplink_ingress", "tc", "uplink_tc.c", ("UPLINK_PROGRAM=uplink_ingress",)),
-        Program("exception_ingress", "tc", "uplink_tc.c", ("UPLINK_PROGRAM=exception_ingress", "EXCEPTION_TAP")),
-        Program("flood_all", "tc", "flood_tc.c"),
-        Program("flood_group", "tc", "flood_tc.c", ("TO_GROUP",)),
-        Program("bounce", "tc", "port_tc.c", ("BOUNCE",)),
-        Program("port_xdp", "xdp", "port_xdp.c"),
-        Program("uplink_xdp", "xdp", "uplink_xdp.c"),
-    )
-}
+
+OBSERVED: Final = "obs_"
+"""What the names of the observed build's programs begin with; see bpf/observe.h."""
+
+_NORMAL: Final = (
+    Program("port_ingress", "tc", "port_tc.c"),
+    Program("port_egress", "tc", "port_tc.c", ("AT_EGRESS",)),
+    Program("uplink_ingress", "tc", "uplink_tc.c", ("UPLINK_PROGRAM=uplink_ingress",)),
+    Program("exception_ingress", "tc", "uplink_tc.c", ("UPLINK_PROGRAM=exception_ingress", "EXCEPTION_TAP")),
+    Program("flood_all", "tc", "flood_tc.c"),
+    Program("flood_group", "tc", "flood_tc.c", ("TO_GROUP",)),
+    Program("bounce", "tc", "port_tc.c", ("BOUNCE",)),
+    Program("port_xdp", "xdp", "port_xdp.c"),
+    Program("uplink_xdp", "xdp", "uplink_xdp.c"),
+)
+_WATCHED: Final = tuple(
+    replace(one, name=OBSERVED + one.name, defines=(*one.defines, "OBSERVED_BUILD")) for one in _NORMAL
+)
+
+PROGRAMS: dict[str, Program] = {program.name: program for program in (*_NORMAL, *_WATCHED)}
 
 
 def cache_dir() -> Path:
@@ -129,13 +139,13 @@ def _store(program: Program, image: bytes) -> None:
 
 def command(program: Program, tree: Path) -> list[str]:
     """The compiler child's command line; the stub kernel tree is made in ``tree``."""
-    maps = [f"-DFD_{name}={FIRST_MAP + number}" for number, name in enumerate(abi.MAPS)]
+    maps = [f"-DFD_{name}={FIRST_MAP + number}" for number, name in enumerate(_ALL_MAPS)]
     return [
         sys.executable,
         "-m",
         "vdexdp.control.bytecode_bcc",
         str(abi.source_dir() / program.source),
-        program.name,
+        program.function,
         str(tree),
         "-DVDEXDP_BCC",
         *maps,
@@ -208,7 +218,7 @@ def relocate(image: bytes, map_fds: Mapping[str, int]) -> bytes:
 
     Those are the immediates of ``ld_imm64`` (opcode 0x18) whose source register is BPF_PSEUDO_MAP_FD (1).
     """
-    names = list(abi.MAPS)
+    names = _ALL_MAPS
     out = bytearray(image)
     offset = 0
     while offset < len(out):

@@ -23,24 +23,18 @@ import ctypes
 import errno
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from vdexdp.control import abi, bytecode, libbpf
-from vdexdp.errors import HostError, KernelFeatureError, PrivilegeError
+from vdexdp.control import abi, libbpf
+from vdexdp.control.programs import Programs, denied
+from vdexdp.errors import HostError, KernelFeatureError
 
 _NOBODY = 0x7FFFFFFF
 """An interface index that does not exist: attaching to it shows by its errno whether the kernel knows the attach
 type."""
-
-_JUMPS = {
-    "flood_all": abi.K["JUMP_FLOOD"],
-    "flood_group": abi.K["JUMP_GROUP"],
-    "bounce": abi.K["JUMP_BOUNCE"],
-}
-"""Programs that are not attached but continued in, and their places in the map ``jumps``."""
 
 
 @dataclass(frozen=True)
@@ -97,20 +91,14 @@ def _create(definition: abi.MapDefinition) -> libbpf.Map:
     return libbpf.Map.create(one.name, one.kind, one.key, one.value, one.entries, one.flags)
 
 
-def _denied(error: OSError) -> HostError:
-    if error.errno == errno.EPERM:
-        return PrivilegeError(
-            "bpf(2)", "not permitted", "run as root, or with CAP_BPF and CAP_NET_ADMIN; --accel off needs neither"
-        )
-    return HostError.from_oserror("bpf(2)", error)
-
-
 class Dataplane:
     """All maps of one daemon, and the programs over them."""
 
     def __init__(self, maps: dict[str, libbpf.Map]) -> None:
         self.maps = maps
-        self._programs: dict[str, int] = {}
+        self.programs = Programs(maps)
+        self.observed: Programs | None = None
+        """The observed build, while somebody watches; made and closed by :mod:`vdexdp.control.observe`."""
 
     @classmethod
     def create(cls) -> Dataplane:
@@ -122,7 +110,7 @@ class Dataplane:
         except OSError as error:
             for one in maps.values():
                 one.close()
-            raise _denied(error) from error
+            raise denied(error) from error
         return cls(maps)
 
     @classmethod
@@ -138,7 +126,7 @@ class Dataplane:
                 try:
                     maps[definition.name] = _create(definition)
                 except OSError as error:
-                    raise _denied(error) from error
+                    raise denied(error) from error
                 continue
             fd = map_fds.get(definition.name, -1)
             one = libbpf.Map(fd, definition.key, definition.value, percpu=definition.percpu)
@@ -162,34 +150,18 @@ class Dataplane:
             maps[definition.name] = one
         return cls(maps)
 
-    def prepare(self, points: Iterable[str]) -> None:
-        """Loads the programs for these attach points at once (compiling in parallel what is not cached).
+    @property
+    def active(self) -> Programs:
+        """The build that is put behind links now."""
+        return self.observed or self.programs
 
-        Either all or none: programs of two versions are not mixed.
-        """
-        wanted = dict.fromkeys((*_JUMPS, *points))
-        missing = [name for name in wanted if name not in self._programs]
-        if not missing:
-            return
-        fds = {name: one.fd for name, one in self.maps.items()}
-        with ExitStack() as undo:
-            loaded: dict[str, int] = {}
-            for name, image in bytecode.images(missing).items():
-                kind = bytecode.PROGRAMS[name].kind
-                try:
-                    loaded[name] = libbpf.prog_load(kind, name, bytecode.relocate(image, fds))
-                except OSError as error:
-                    raise _denied(error) from error
-                undo.callback(os.close, loaded[name])
-            undo.pop_all()
-        self._programs |= loaded
-        for name in _JUMPS.keys() & loaded.keys():
-            self.maps["jumps"].update(_JUMPS[name], loaded[name])
+    def prepare(self, points: Iterable[str]) -> None:
+        """Loads the programs for these attach points at once (compiling in parallel what is not cached)."""
+        self.active.prepare(points)
 
     def program(self, point: str) -> int:
         """The loaded program's descriptor."""
-        self.prepare((point,))
-        return self._programs[point]
+        return self.active[point]
 
     @cached_property
     def features(self) -> Features:
@@ -246,9 +218,6 @@ class Dataplane:
 
     def close(self) -> None:
         """Lets go of this process's descriptors; what others hold lives on."""
-        for fd in self._programs.values():
-            with suppress(OSError):
-                os.close(fd)
-        self._programs.clear()
+        self.programs.close()
         for one in self.maps.values():
             one.close()

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One build of the kernel programs, loaded over maps: the normal one, or the one that is observed (bpf/observe.h)."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
+from typing import Final
+
+from vdexdp.control import abi, bytecode, libbpf
+from vdexdp.errors import HostError, PrivilegeError
+
+_JUMPS: Final = {
+    "flood_all": abi.K["JUMP_FLOOD"],
+    "flood_group": abi.K["JUMP_GROUP"],
+    "bounce": abi.K["JUMP_BOUNCE"],
+}
+"""Programs that are not attached but continued in, and their places in the map ``jumps``."""
+
+
+def denied(error: OSError) -> HostError:
+    """What bpf(2) said."""
+    if error.errno == errno.EPERM:
+        return PrivilegeError(
+            "bpf(2)", "not permitted", "run as root, or with CAP_BPF and CAP_NET_ADMIN; --accel off needs neither"
+        )
+    return HostError.from_oserror("bpf(2)", error)
+
+
+class Programs:
+    """By attach point.  ``maps`` stay the caller's; their ``jumps`` is this build's own."""
+
+    def __init__(self, maps: Mapping[str, libbpf.Map], prefix: str = "") -> None:
+        self.maps = maps
+        self.prefix = prefix
+        self._fds: dict[str, int] = {}
+
+    def prepare(self, points: Iterable[str]) -> None:
+        """Loads the programs for these attach points at once (compiling in parallel what is not cached).
+
+        Either all or none: programs of two versions are not mixed.
+        """
+        wanted = dict.fromkeys((*_JUMPS, *points))
+        missing = {self.prefix + name: name for name in wanted if name not in self._fds}
+        if not missing:
+            return
+        fds = {name: one.fd for name, one in self.maps.items()}
+        with ExitStack() as undo:
+            loaded: dict[str, int] = {}
+            for name, image in bytecode.images(missing).items():
+                kind = bytecode.PROGRAMS[name].kind
+                try:
+                    fd = loaded[missing[name]] = libbpf.prog_load(kind, name, bytecode.relocate(image, fds))
+                except OSError as error:
+                    raise denied(error) from error
+                undo.callback(os.close, fd)
+            undo.pop_all()
+        self._fds |= loaded
+        for name in _JUMPS.keys() & loaded.keys():
+            self.maps["jumps"].update(_JUMPS[name], loaded[name])
+
+    def __getitem__(self, point: str) -> int:
+        """The loaded program's descriptor."""
+        self.prepare((point,))
+        return self._fds[point]
+
+    def close(self) -> None:
+        """Lets go of this process's descriptors; what is attached lives on."""
+        for fd in self._fds.values():
+            with suppress(OSError):
+                os.close(fd)
+        self._fds.clear()
