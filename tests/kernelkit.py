@@ -266,6 +266,13 @@ def transfer(
     return float(received["bits_per_second"]) / 1e9, lost
 
 
+def streams(client: Namespace, address: str, least: float, megabytes: int = 20) -> None:
+    """A TCP stream to the iperf3 server at an address and one from there, each with at least so many Gbit/s."""
+    for direction in ((), ("-R",)):
+        speed, lost = transfer(client, address, megabytes, *direction)
+        assert speed > least, f"{client.name}, {address}, {direction}: {speed:.3f} Gbit/s, {lost:.2%} retransmitted"
+
+
 def bad_checksums(namespace: Namespace) -> int:
     """How many TCP and UDP packets came to this namespace with a wrong checksum."""
     names = ("TcpInCsumErrors", "UdpInCsumErrors", "Udp6InCsumErrors")

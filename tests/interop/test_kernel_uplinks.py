@@ -12,17 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.kernelkit import NETWORK, bad_checksums, counters, plug, reaches, show, transfer, until
+from tests.kernelkit import NETWORK, bad_checksums, counters, plug, reaches, show, streams, until
 from tests.labkit import require, require_tool
 from vdexdp.control.client import call
 from vdexdp.lab import Lab, Namespace
 from vdexdp.lab.measure import iperf_server
-
-
-def streams(client: Namespace, address: str, least: float) -> None:
-    for direction in ((), ("-R",)):
-        speed, lost = transfer(client, address, 50, *direction)
-        assert speed > least, f"{client.name}, {address}, {direction}: {speed:.3f} Gbit/s, {lost:.2%} retransmitted"
 
 
 def test_the_uplink_is_a_bridge(lab: Lab) -> None:
