@@ -69,10 +69,10 @@ def test_both_ways(lab: Lab, hosts: tuple[Namespace, Namespace], tmp_path: Path,
     wait_until(lambda: ping(left, "10.0.0.2", count=1, timeout=0.5).received, what="the first answer")
     assert ping(right, "10.0.0.1", count=50, interval=0.002, size=1001).received == 50
     iperf_server(right)
-    for options in (ODD, (*ODD, "-R")):
-        transfer(left, "10.0.0.2", 20, *options)
-    for options in (("--bidir",), (*ODD, "--bidir")):
-        print(options, tcp(left, "10.0.0.2", seconds=1, options=options))
+    for reverse in ((), ("-R",)):
+        transfer(left, "10.0.0.2", 20, *ODD, *reverse)
+    for size in ((), ODD):
+        print(tcp(left, "10.0.0.2", seconds=1, options=("--bidir", *size)))
     assert ping(left, "10.0.0.2").received == 3
     assert ping(right, "fd00::1").received == 3
     near.stop()

@@ -72,6 +72,10 @@ _WATCHED: Final = tuple(
 PROGRAMS: dict[str, Program] = {program.name: program for program in (*_NORMAL, *_WATCHED)}
 
 
+VERSIONS = 16
+"""Of one program that the cache keeps."""
+
+
 def cache_dir() -> Path:
     """Root's is shared by the host's daemons; other users have their own."""
     if os.geteuid() == 0:
@@ -128,13 +132,20 @@ def write(path: Path, image: bytes) -> None:
     os.replace(stream.name, path)
 
 
-def _store(program: Program, image: bytes) -> None:
+def store(program: Program, image: bytes) -> None:
+    """Keep a program in the cache, beside those of other versions and checkouts: the last ``VERSIONS`` that came."""
     folder = cache_dir()
     with suppress(OSError):  # a cache that can't be written costs the next start a second, nothing else
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        for old in folder.glob(f"{program.name}-*.bpf"):
-            old.unlink(missing_ok=True)
         write(folder / file_name(program), image)
+        for old in sorted(folder.glob(f"{program.name}-*.bpf"), key=_written)[:-VERSIONS]:
+            old.unlink(missing_ok=True)
+
+
+def _written(path: Path) -> int:
+    with suppress(FileNotFoundError):  # another process clears up, too
+        return path.stat().st_mtime_ns
+    return 0
 
 
 def command(program: Program, tree: Path) -> list[str]:
@@ -177,7 +188,7 @@ def compile_programs(names: Iterable[str]) -> dict[str, bytes]:
                 if child.returncode or not image:
                     raise _refused(name, messages.decode(errors="replace"))
                 images[name] = image
-                _store(PROGRAMS[name], image)
+                store(PROGRAMS[name], image)
         except subprocess.TimeoutExpired:
             raise KernelFeatureError("compiler", f"no result within {_COMPILE_SECONDS} s", "try again") from None
         finally:
