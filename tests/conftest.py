@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,16 @@ def nothing_left_behind() -> Iterator[None]:
         "pins": sorted(_pins() - pins),
     }
     assert not any(left.values()), f"left behind: {left}"
+
+
+@pytest.fixture(scope="session")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What scripts/package makes: wheel, installer, Debian package."""
+    made = tmp_path_factory.mktemp("dist")
+    command = [str(Path(__file__).parents[1] / "scripts/package"), "--deb", str(made)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return made
 
 
 @pytest.fixture(scope="session")

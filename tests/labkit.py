@@ -91,8 +91,23 @@ class Feature:
     probe: Callable[[], bool]
 
 
+def cgroup2() -> str:
+    """Where the unified cgroup hierarchy is mounted, "" if nowhere."""
+    with open("/proc/mounts") as file:
+        lines = [line.split() for line in file]
+    return next((line[1] for line in lines if line[2] == "cgroup2"), "")
+
+
+def _overlay() -> bool:
+    subprocess.run(["modprobe", "-q", "overlay"], check=False)
+    with open("/proc/filesystems") as file:
+        return "\toverlay\n" in file.read()
+
+
 FEATURES: dict[str, Feature] = {
     "bridge": Feature(None, _link_type("bridge")),
+    "cgroup2": Feature(None, lambda: bool(cgroup2())),
+    "overlay": Feature(None, _overlay),
     "vxlan": Feature(None, _link_type("vxlan", "id", "1", "dstport", "4789")),
     "live-frames": Feature((5, 18), _live_frames),
     "macvtap": Feature(None, _macvtap),

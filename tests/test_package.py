@@ -18,7 +18,6 @@ import pytest
 from tests.control.rig import START, ping
 from vdexdp.lab import Lab
 
-ROOT = Path(__file__).parents[1]
 EMPTY = "mkdir -p /var/cache/vdexdp && mount -t tmpfs none /var/cache/vdexdp && cd / && exec"
 """In a shell of a lab's namespace: nobody has compiled anything on this host."""
 
@@ -42,12 +41,10 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     top = tmp_path_factory.mktemp("package")
-    made = Place(top / "opt", top / "local", top / "dist")
-    done = subprocess.run([ROOT / "scripts/package", made.dist], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    wheel = done.stdout.strip()
+    made = Place(top / "opt", top / "local", dist)
+    (wheel,) = map(str, dist.glob("*.whl"))
     done = made.install(wheel)
     assert done.returncode == 0, done.stderr
     (packages,) = made.prefix.glob("lib/python3*/site-packages")

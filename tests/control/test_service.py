@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The daemon as a service: units that systemd accepts, socket activation, readiness, few privileges, logs.
 
-systemd does not run here, but its own programs do: systemd-analyze reads the units, systemd-socket-activate hands the
-listening socket over.  The privileges of vdexdp.service are taken away by hand, and the daemon has to do with the rest.
+systemd runs the units in tests/test_debian.py; here only its programs do: systemd-analyze reads the units,
+systemd-socket-activate hands the listening socket over.  The privileges of vdexdp.service are taken away by hand, and
+the daemon has to do with the rest.
 """
 
 from __future__ import annotations

@@ -299,7 +299,10 @@ class Networks:
         return self.directory / f"{name}.log"
 
     def _stands(self, spec: Spec) -> bool:
-        return _STANDS in self._log(spec.name).read_bytes()
+        try:
+            return _STANDS in self._log(spec.name).read_bytes()
+        except OSError as error:  # somebody has emptied the run directory
+            raise HostError.from_oserror(str(self._log(spec.name)), error) from error
 
     def _spawn(self, spec: Spec) -> subprocess.Popen[bytes]:
         package = Path(__file__).resolve().parents[2]

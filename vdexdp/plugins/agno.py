@@ -7,6 +7,7 @@ that it is not authenticated.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import sys
@@ -73,6 +74,9 @@ class AgnoPlugin(Plugin):
     )
 
     def parse(self, parsed: Parsed) -> AgnoSpec:
+        if importlib.util.find_spec("cryptography") is None:
+            hint = 'install it with "apt-get install python3-cryptography"'
+            raise HostError(parsed.vnl, "the Python package cryptography is missing", hint)
         from vdexdp.wire.agno import parse_ethertype
 
         if not parsed.nested:
