@@ -39,6 +39,7 @@
 #define ENDPOINT_META 0x0200 /* first two bytes of the outer source MAC of packets from the exception worker, the uplink's ifindex in
 				network byte order behind them */
 #define UPLINK_KEY 0x80000000 /* or-ed to the ifindex of an uplink in `ingress`, so that one device can be a port and an uplink */
+#define INGRESS_BOUNCED 0   /* in `ingress`, for the exception tap: the port is the one that the frame came from */
 #define HISTOGRAM_SLOTS 26 /* slot n counts what took less than 2^(n + HISTOGRAM_SHIFT) ns, the last one all that took longer */
 #define HISTOGRAM_SHIFT 6
 #define MAX_PROBES 4096      /* requests whose answers are awaited, for the histograms of round trips */
@@ -144,7 +145,7 @@ enum timed {
 enum jump {
 	JUMP_FLOOD = 0, /* send to every other port of the switch */
 	JUMP_GROUP = 1, /* send to the tunnel's group */
-	JUMP_BOUNCE = 2, /* port input, of a frame that comes back from the exception tap */
+	JUMP_BOUNCE = 2, /* input of local ports, for a frame that comes back from the exception tap */
 	JUMP_MAX = 3,
 };
 

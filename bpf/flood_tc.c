@@ -46,7 +46,6 @@ static __always_inline void restore(const struct __sk_buff *skb, struct frame *f
 	f->frames = frames_of(skb);
 }
 
-#ifdef TO_GROUP
 static __always_inline int to_group(struct __sk_buff *skb)
 {
 	struct tunnel_info *t;
@@ -74,7 +73,7 @@ PROGRAM(flood_group, "tc")(struct __sk_buff *skb)
 {
 	return OBSERVED(skb, to_group(skb), SEEN_BEFORE);
 }
-#else
+
 static __always_inline int to_all(struct __sk_buff *skb)
 {
 	struct frame f = {};
@@ -100,4 +99,3 @@ PROGRAM(flood_all, "tc")(struct __sk_buff *skb)
 {
 	return OBSERVED(skb, to_all(skb), SEEN_BEFORE);
 }
-#endif

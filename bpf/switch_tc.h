@@ -50,7 +50,7 @@ static __always_inline int flood(struct __sk_buff *skb, struct frame *f, struct 
 }
 
 /* A frame enters the switch by a local port.  `start` is when, if it is to be timed. */
-static __always_inline int port_input(struct __sk_buff *skb, __u32 in, __u8 path, int at_ingress, __u64 *start)
+static __always_inline int port_input(struct __sk_buff *skb, __u32 in, __u8 path, __u64 *start)
 {
 	struct port_info *port = port_at(in), *out;
 	struct counters *c = counters_at(in);
@@ -58,9 +58,11 @@ static __always_inline int port_input(struct __sk_buff *skb, __u32 in, __u8 path
 	struct fdb_entry *e = NULL;
 	struct frame f = {};
 	struct eth eth;
+	int at_ingress;
 
 	if (!port)
 		return VERDICT_NEXT;
+	at_ingress = port->kind != PORT_STACK;
 	OBSERVE_ENTRY(skb, in);
 	*start = sample_start(port, c, path);
 	sw = switch_at(port->switch_id);

@@ -203,7 +203,8 @@ static __always_inline int tunnel_input(struct __sk_buff *skb, struct outer *o, 
 	return flood(skb, &f, c);
 }
 
-static __always_inline int uplink_input(struct __sk_buff *skb)
+/* What a device got from outside; `tap` says that it is the exception tap. */
+static __always_inline int outer_input(struct __sk_buff *skb, int tap)
 {
 	__u32 ifindex = skb->ifindex;
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -212,15 +213,12 @@ static __always_inline int uplink_input(struct __sk_buff *skb)
 	int verdict;
 
 	if (skb->vlan_present) {
-#ifdef EXCEPTION_TAP
-		if ((__be16)skb->vlan_proto == swap16(BOUNCE_TPID)) {
-			skb->cb[CB_IN] = skb->vlan_tci;
-			if (!skb_vlan_pop(skb))
-				tail_call(skb, MAP(jumps), JUMP_BOUNCE);
-			return VERDICT_DROP;
-		}
-#endif
-		return VERDICT_NEXT;
+		if (!tap || (__be16)skb->vlan_proto != swap16(BOUNCE_TPID))
+			return VERDICT_NEXT;
+		skb->cb[CB_IN] = skb->vlan_tci;
+		if (!skb_vlan_pop(skb))
+			tail_call(skb, MAP(jumps), JUMP_BOUNCE);
+		return VERDICT_DROP;
 	}
 	if (skb->protocol != PROTO_IP && skb->protocol != PROTO_IPV6)
 		return VERDICT_NEXT;
@@ -233,22 +231,26 @@ static __always_inline int uplink_input(struct __sk_buff *skb)
 	}
 	if (parse_outer(data, end, &o))
 		return VERDICT_NEXT;
-#ifdef EXCEPTION_TAP
-	if (o.source_mac[0] != ENDPOINT_META >> 8 || o.source_mac[1] != (ENDPOINT_META & 0xff)) {
-		__u32 key = ifindex | UPLINK_KEY, *index = map_lookup(MAP(ingress), &key);
+	if (tap) {
+		if (o.source_mac[0] != ENDPOINT_META >> 8 || o.source_mac[1] != (ENDPOINT_META & 0xff)) {
+			__u32 key = ifindex | UPLINK_KEY, *index = map_lookup(MAP(ingress), &key);
 
-		return index ? count_drop(counters_at(*index), DROP_BAD_BOUNCE) : VERDICT_DROP;
+			return index ? count_drop(counters_at(*index), DROP_BAD_BOUNCE) : VERDICT_DROP;
+		}
+		ifindex = (__u32)o.source_mac[2] << 24 | (__u32)o.source_mac[3] << 16 | (__u32)o.source_mac[4] << 8 | o.source_mac[5];
+		return tunnel_input(skb, &o, ifindex, PATH_EXCEPTION, &start);
 	}
-	ifindex = (__u32)o.source_mac[2] << 24 | (__u32)o.source_mac[3] << 16 | (__u32)o.source_mac[4] << 8 | o.source_mac[5];
-	return tunnel_input(skb, &o, ifindex, PATH_EXCEPTION, &start);
-#else
 	verdict = tunnel_input(skb, &o, ifindex, PATH_TC, &start);
 	sample_end(start, TIMED_UPLINK_TC);
 	return verdict;
-#endif
 }
 
-PROGRAM(UPLINK_PROGRAM, "tc")(struct __sk_buff *skb)
+PROGRAM(uplink_ingress, "tc")(struct __sk_buff *skb)
 {
-	return OBSERVED(skb, uplink_input(skb), BEHIND_OUTER);
+	return OBSERVED(skb, outer_input(skb, 0), BEHIND_OUTER);
+}
+
+PROGRAM(exception_ingress, "tc")(struct __sk_buff *skb)
+{
+	return OBSERVED(skb, outer_input(skb, 1), BEHIND_OUTER);
 }

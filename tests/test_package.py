@@ -87,12 +87,12 @@ def test_it_plugs_without_a_compiler(place: Place, lab: Lab) -> None:
 
 def test_damaged_programs_are_not_loaded(place: Place, lab: Lab) -> None:
     host = lab.host("host")
-    (path,) = place.bytecode.glob("port_ingress-*.bpf")
+    (path,) = place.bytecode.glob("port_tc-*.bpf")
     whole = path.read_bytes()
     try:
         path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
         done = host.run("sh", "-c", f"{EMPTY} {place.local}/bin/vdexdp daemon", check=False)
         assert done.returncode == 1
-        assert "program port_ingress: not in the bytecode cache, and bcc is not installed" in done.stderr
+        assert "program port_tc: not in the bytecode cache, and bcc is not installed" in done.stderr
     finally:
         path.write_bytes(whole)

@@ -180,6 +180,7 @@ class Rig:
         self.set_port(EXCEPTION, kind=K["PORT_EXCEPTION"], switch_id=0)
         for port in (UPLINK, EXCEPTION):
             self.maps["ingress"].update(self.ifindex[port] | K["UPLINK_KEY"], port)
+        self.maps["ingress"].update(self.ifindex[EXCEPTION], K["INGRESS_BOUNCED"])
         self.set_switch()
         local, group = (HOST6, GROUP6) if self.v6 else (HOST, GROUP)
         tunnel = S["tunnel_info"](

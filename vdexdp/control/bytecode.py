@@ -4,8 +4,9 @@
 Compiled instructions are the same on every kernel of one architecture (what kernels differ in is tried at load or
 attach time), so that the cache is keyed by the sources and the flags alone and may be shipped: a wheel brings
 ``vdexdp/_bytecode``, and needs no compiler.  A file that by its checksum is not what was written counts as missing.
-Compiling happens in child processes, all programs that are wanted at once in parallel: see
-:mod:`vdexdp.control.bytecode_bcc`.
+Compiling happens in child processes, one for each unit of programs, in parallel: see
+:mod:`vdexdp.control.bytecode_bcc`.  clang's start and the headers cost as much as a program, so that what is wanted
+together is compiled together, in as many units as a small host has processors.
 
 Maps are addressed by placeholder descriptors, numbered from ``FIRST_MAP`` on in the order of ``abi.MAPS`` and
 ``abi.OBSERVE_MAPS``; :func:`relocate` puts real descriptors in.
@@ -39,11 +40,12 @@ _CHECKSUM = 32
 
 @dataclass(frozen=True)
 class Program:
-    """One loadable program: its C file and function, and the defines that make it."""
+    """One loadable program: its C file, the unit that it is compiled with, and the unit's defines."""
 
     name: str
     kind: Literal["tc", "xdp"]
     source: str
+    unit: str
     defines: tuple[str, ...] = ()
 
     @property
@@ -55,18 +57,16 @@ OBSERVED: Final = "obs_"
 """What the names of the observed build's programs begin with; see bpf/observe.h."""
 
 _NORMAL: Final = (
-    Program("port_ingress", "tc", "port_tc.c"),
-    Program("port_egress", "tc", "port_tc.c", ("AT_EGRESS",)),
-    Program("uplink_ingress", "tc", "uplink_tc.c", ("UPLINK_PROGRAM=uplink_ingress",)),
-    Program("exception_ingress", "tc", "uplink_tc.c", ("UPLINK_PROGRAM=exception_ingress", "EXCEPTION_TAP")),
-    Program("flood_all", "tc", "flood_tc.c"),
-    Program("flood_group", "tc", "flood_tc.c", ("TO_GROUP",)),
-    Program("bounce", "tc", "port_tc.c", ("BOUNCE",)),
-    Program("port_xdp", "xdp", "port_xdp.c"),
-    Program("uplink_xdp", "xdp", "uplink_xdp.c"),
+    Program("port_tc", "tc", "port_tc.c", "port"),
+    Program("flood_all", "tc", "flood_tc.c", "port"),
+    Program("flood_group", "tc", "flood_tc.c", "port"),
+    Program("uplink_ingress", "tc", "uplink_tc.c", "uplink"),
+    Program("exception_ingress", "tc", "uplink_tc.c", "uplink"),
+    Program("port_xdp", "xdp", "port_xdp.c", "xdp"),
+    Program("uplink_xdp", "xdp", "uplink_xdp.c", "xdp"),
 )
 _WATCHED: Final = tuple(
-    replace(one, name=OBSERVED + one.name, defines=(*one.defines, "OBSERVED_BUILD")) for one in _NORMAL
+    replace(one, name=OBSERVED + one.name, unit=OBSERVED + one.unit, defines=("OBSERVED_BUILD",)) for one in _NORMAL
 )
 
 PROGRAMS: dict[str, Program] = {program.name: program for program in (*_NORMAL, *_WATCHED)}
@@ -148,19 +148,18 @@ def _written(path: Path) -> int:
     return 0
 
 
-def command(program: Program, tree: Path) -> list[str]:
-    """The compiler child's command line; the stub kernel tree is made in ``tree``."""
+def command(names: Iterable[str], scratch: Path) -> list[str]:
+    """The command line of a compiler child for programs of one unit, which it writes into ``scratch``."""
     maps = [f"-DFD_{name}={FIRST_MAP + number}" for number, name in enumerate(_ALL_MAPS)]
+    wanted = [PROGRAMS[name] for name in names]
+    sources = dict.fromkeys(program.source for program in wanted)
     return [
-        sys.executable,
-        "-m",
-        "vdexdp.control.bytecode_bcc",
-        str(abi.source_dir() / program.source),
-        program.function,
-        str(tree),
+        *(sys.executable, "-m", "vdexdp.control.bytecode_bcc", str(scratch)),
+        ",".join(str(abi.source_dir() / source) for source in sources),
+        ",".join(program.function for program in wanted),
         "-DVDEXDP_BCC",
         *maps,
-        *(f"-D{define}" for define in program.defines),
+        *(f"-D{define}" for define in wanted[0].defines),
     ]
 
 
@@ -170,25 +169,29 @@ def compile_programs(names: Iterable[str]) -> dict[str, bytes]:
     Raises KernelFeatureError with clang's first error, or with what has to be installed.
     """
     images: dict[str, bytes] = {}
+    units: dict[str, list[str]] = {}
+    for name in names:
+        units.setdefault(PROGRAMS[name].unit, []).append(name)
     with tempfile.TemporaryDirectory(prefix="vdexdp-compile-") as scratch:
         children = {
-            name: subprocess.Popen(
-                command(PROGRAMS[name], Path(scratch) / name),
+            unit: subprocess.Popen(
+                command(members, Path(scratch) / unit),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 cwd=scratch,
                 env={**os.environ, "PYTHONPATH": str(Path(abi.__file__).resolve().parents[2])},
             )
-            for name in names
+            for unit, members in units.items()
         }
         try:
-            for name, child in children.items():
-                image, messages = child.communicate(timeout=_COMPILE_SECONDS)
-                if child.returncode or not image:
-                    raise _refused(name, messages.decode(errors="replace"))
-                images[name] = image
-                store(PROGRAMS[name], image)
+            for unit, child in children.items():
+                messages, _ = child.communicate(timeout=_COMPILE_SECONDS)
+                if child.returncode:
+                    raise _refused(", ".join(units[unit]), messages.decode(errors="replace"))
+                for name in units[unit]:
+                    images[name] = (Path(scratch) / unit / PROGRAMS[name].function).read_bytes()
+                    store(PROGRAMS[name], images[name])
         except subprocess.TimeoutExpired:
             raise KernelFeatureError("compiler", f"no result within {_COMPILE_SECONDS} s", "try again") from None
         finally:

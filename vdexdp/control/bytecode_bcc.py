@@ -2,8 +2,8 @@
 """The compiler's child process: C source in, BPF instructions out.  The only importer of bcc.
 
 It is a process of its own because LLVM's memory is never given back, bcc changes the working directory, and clang
-writes its messages to descriptor 2.  Run as ``python -m vdexdp.control.bytecode_bcc SOURCE FUNCTION TREE CFLAG…``; the
-instructions come on descriptor 1, clang's messages on 2.
+writes its messages to descriptor 2.  Run as ``python -m vdexdp.control.bytecode_bcc SCRATCH SOURCE,… FUNCTION,…
+CFLAG…``; each function's instructions are written to a file of its name in the directory SCRATCH.
 
 No kernel headers are needed: bcc is pointed to a stub tree with the few files that its own preamble includes, and with
 links to the uapi headers of linux-libc-dev.
@@ -70,21 +70,21 @@ def make_tree(tree: Path) -> None:
 
 
 def main(argv: list[str]) -> int:
-    source, function, tree, *cflags = argv
-    out = os.dup(1)
-    os.dup2(2, 1)  # whatever LLVM prints is a message, not an instruction
-    make_tree(Path(tree))
-    os.environ["BCC_KERNEL_SOURCE"] = tree
+    scratch, sources, functions, *cflags = argv
+    paths = [Path(source) for source in sources.split(",")]
+    make_tree(Path(scratch))
+    os.environ["BCC_KERNEL_SOURCE"] = scratch
     import bcc
 
+    # bcc keeps only functions of the main file apart: the sources are joined, not included.
+    text = "\n".join(path.read_text() for path in paths)
     try:
-        bpf = bcc.BPF(text=Path(source).read_text(), cflags=["-w", "-I", str(Path(source).resolve().parent), *cflags])
-        image = bpf.dump_func(function)
+        bpf = bcc.BPF(text=text, cflags=["-w", "-I", str(paths[0].resolve().parent), *cflags])
+        for function in functions.split(","):
+            (Path(scratch) / function).write_bytes(bpf.dump_func(function))
     except Exception as error:  # bcc raises nothing narrower; clang's own messages went to descriptor 2
-        print(f"{source}: {error}", file=sys.stderr)
+        print(f"{sources}: {error}", file=sys.stderr)
         return 1
-    with os.fdopen(out, "wb") as stream:
-        stream.write(image)
     return 0
 
 

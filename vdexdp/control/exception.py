@@ -59,7 +59,7 @@ class ExceptionPath:
             host.netlink.set_link(path.ifindex, mtu=MTU, txqlen=QUEUE)
             host.netlink.set_link(path.ifindex, state="up")
             host.tables.write_port(path.index, ifindex=path.ifindex, kind=K["PORT_EXCEPTION"])
-            host.tables.set_ingress(path.ifindex, path.index, uplink=True)
+            path._set_ingress()
             path.link = host.attach(path.ifindex, POINT)
             path.start_worker()
             undo.pop_all()
@@ -69,11 +69,17 @@ class ExceptionPath:
     def adopt(cls, host: Host, state: Body, fds: dict[str, int]) -> ExceptionPath:
         """Go on from a lease, taking its descriptors over."""
         path = cls(host, fds.pop("exception:tap"), state["name"], state["ifindex"], state["index"])
+        path._set_ingress()
         path.link = host.adopt_link(fds.pop("exception:link", None), path.ifindex, POINT)
         worker = fds.pop("exception:worker", None)
         if worker is not None:
             path.channel = Channel(socket.socket(fileno=worker))
         return path
+
+    def _set_ingress(self) -> None:
+        """Tell the programs what the tap is: counters of its own, and a way back to the port that a frame came from."""
+        self.host.tables.set_ingress(self.ifindex, self.index, uplink=True)
+        self.host.tables.set_ingress(self.ifindex, K["INGRESS_BOUNCED"])
 
     def start_worker(self) -> None:
         """Fork a worker; it knows no LAC yet."""
@@ -104,7 +110,8 @@ class ExceptionPath:
             self.link.close()
         self.tell("quit")  # a plug that is about to leave may still hold a copy of the control socket
         self.stop_worker()
-        self.host.tables.drop_ingress(self.ifindex, uplink=True)
+        for uplink in (True, False):
+            self.host.tables.drop_ingress(self.ifindex, uplink=uplink)
         self.host.tables.clear_port(self.index)
         close_fd(self.tap)
         self.tap = -1

@@ -12,12 +12,15 @@ from typing import Final
 from vdexdp.control import abi, bytecode, libbpf
 from vdexdp.errors import HostError, PrivilegeError
 
+_PROGRAM_AT: Final = {"port_ingress": "port_tc", "port_egress": "port_tc"}
+"""Attach points whose program has another name: a port's own kind tells it where it runs."""
+
 _JUMPS: Final = {
     "flood_all": abi.K["JUMP_FLOOD"],
     "flood_group": abi.K["JUMP_GROUP"],
-    "bounce": abi.K["JUMP_BOUNCE"],
+    "port_tc": abi.K["JUMP_BOUNCE"],
 }
-"""Programs that are not attached but continued in, and their places in the map ``jumps``."""
+"""Programs that others continue in, and their places in the map ``jumps``."""
 
 
 def denied(error: OSError) -> HostError:
@@ -42,7 +45,7 @@ class Programs:
 
         Either all or none: programs of two versions are not mixed.
         """
-        wanted = dict.fromkeys((*_JUMPS, *points))
+        wanted = dict.fromkeys((*_JUMPS, *(_PROGRAM_AT.get(point, point) for point in points)))
         missing = {self.prefix + name: name for name in wanted if name not in self._fds}
         if not missing:
             return
@@ -64,7 +67,7 @@ class Programs:
     def __getitem__(self, point: str) -> int:
         """The loaded program's descriptor."""
         self.prepare((point,))
-        return self._fds[point]
+        return self._fds[_PROGRAM_AT.get(point, point)]
 
     def close(self) -> None:
         """Lets go of this process's descriptors; what is attached lives on."""
