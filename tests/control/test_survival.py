@@ -6,6 +6,8 @@ What lives goes on; what is dead leaves nothing.
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import signal
 import socket
@@ -17,7 +19,7 @@ import pytest
 from tests.control import rig
 from tests.control.rig import call, daemon, kill, listening, looks, ping, plug, port, same, tunnel, until, wire
 from tests.labkit import VDEXDP, TwoHosts
-from vdexdp.control import client
+from vdexdp.control import client, rundir, scrape
 from vdexdp.control.channel import Channel
 from vdexdp.control.protocol import RUN_DIR, Bridge
 from vdexdp.errors import HangUp, HostError
@@ -223,12 +225,41 @@ def test_killing_everything_leaves_nothing(two_hosts: TwoHosts) -> None:
         process.wait()
     until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in doomed), "the worker to end")
     same(left, before)
-    assert os.path.exists(f"/run/vdexdp/{left.inode}.sock"), "a stale socket"
     daemon(left)
     again = plug(left, wire("g1"), tunnel())
     assert ping(two_hosts.left_guest, "10.0.0.2")
     again.close()
     far.close()
+
+
+def test_the_files_of_killed_daemons(lab: Lab) -> None:
+    """Other daemons of this machine may remove them at any time, as they are meant to."""
+    host = lab.host("host")
+    lab.guest(host, "g1", 1)
+    lab.guest(host, "g2", 2)
+    files = [RUN_DIR / f"{host.inode}.{suffix}" for suffix in ("sock", "lock")]
+    master = daemon(host)
+    assert not rundir.abandoned(host.inode, remove=True), "it is served"
+    held = plug(host, wire("g1"), wire("g2"))
+    kill(master)
+    assert not rundir.abandoned(host.inode, remove=True), "a plug lives, and will be waited for"
+    assert host.inode in scrape.daemons()
+    held.close()
+    # This process held the plug, and goes on: to the files it is one that may come back.
+    files[1].write_bytes(b"{}")
+    assert rundir.abandoned(host.inode)
+    assert host.inode not in scrape.daemons(), "no daemon is missed here"
+    files[0].touch()
+    found = json.loads(host.run(*VDEXDP, "doctor", "--clean", "--json").stdout)
+    assert not any(file.exists() for file in files), found["checks"]
+    files[0].touch()
+    process = vde_plug(host, "netdev://g1", "netdev://g2")
+    assert process.stop() == 0
+    until(lambda: not any(file.exists() for file in files), "a daemon that leaves to take its files along")
+    with files[1].open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        threading.Timer(0.2, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
+        daemon(host)
 
 
 def test_a_dead_worker_is_replaced_and_leases_are_renewed(two_hosts: TwoHosts) -> None:

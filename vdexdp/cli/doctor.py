@@ -21,9 +21,10 @@ WORDS = {True: "ok", None: "slower", False: "MISSING"}
 
 @click.command()
 @json_option
-def doctor(as_json: bool) -> int:
+@click.option("--clean", is_flag=True, help="Remove what killed daemons left and nobody needs.")
+def doctor(as_json: bool, clean: bool) -> int:
     """Check kernel, privileges, packages and leftovers; the exit status is 1 when the kernel path can't run."""
-    checks = [*_privileges(), *_devices(), *_packages(), *_state(), *_kernel()]
+    checks = [*_privileges(), *_devices(), *_packages(), *_sockets(clean), *_state(clean), *_kernel()]
     broken = any(check.ok is False for check in checks)
     if as_json:
         print_json({"ok": not broken, "checks": [asdict(check) for check in checks]})
@@ -84,10 +85,28 @@ def _packages() -> list[Check]:
     return checks
 
 
-def _state() -> list[Check]:
+def _sockets(clean: bool) -> list[Check]:
+    """Files in the run directory, of whatever namespace, that nobody needs."""
+    from vdexdp.control import rundir
+
+    try:
+        found = rundir.remove_abandoned() if clean else [one for one in rundir.places() if rundir.abandoned(one)]
+    except VdexdpError as error:
+        return [Check(error.subject, None, error.cause, error.hint)]
+    if not found:
+        return [Check("control sockets", True, "none without a use")]
+    detail = f"{len(found)} of daemons that were killed"
+    if clean:
+        return [Check("control sockets", True, f"{detail}: removed")]
+    hint = 'harmless; the next daemon that starts removes them, and so does "vdexdp doctor --clean"'
+    return [Check("control sockets", None, detail, hint)]
+
+
+def _state(clean: bool) -> list[Check]:
     """The daemon of this namespace, and what a killed one may have left."""
-    from vdexdp.control import client
+    from vdexdp.control import client, rundir
     from vdexdp.control.netlink import Netlink
+    from vdexdp.control.protocol import netns_inode
 
     checks = []
     running = True
@@ -104,6 +123,10 @@ def _state() -> list[Check]:
     with Netlink() as netlink:
         taps = [link.name for link in netlink.links() if link.kind == "tun" and link.name.startswith(("vdxp", "vdxb"))]
         filters = netlink.clsact_leftovers()
+        if clean and filters and rundir.abandoned(netns_inode()):
+            for one in filters:
+                netlink.clsact_detach(one)
+            return [*checks, Check("leftovers", True, f"{len(filters)} tc filters: removed")]
     if taps or filters:
         detail = f"{len(filters)} tc filters, interfaces {', '.join(taps) or 'none'}"
         hint = "plugs without a daemon hold them, or a killed daemon left them; the next daemon takes over or cleans up"

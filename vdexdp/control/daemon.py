@@ -13,6 +13,7 @@ from vdexdp import __version__
 from vdexdp.control import client, service
 from vdexdp.control.log import Form, Log
 from vdexdp.control.netlink import Netlink
+from vdexdp.control.rundir import remove_abandoned
 from vdexdp.control.server import Server
 from vdexdp.errors import DaemonError
 
@@ -70,6 +71,8 @@ def run(*, auto: bool = False, verbose: bool = False, form: Form = "text", repla
     server = Server(log, auto=auto)
     if not server.awaited and (removed := remove_leftovers(server.netlink)):
         log.say(f"removed {removed} filters that an earlier daemon left", "warning", filters=removed)
+    if left := remove_abandoned():
+        log.say(f"removed the control sockets of {len(left)} daemons that were killed", "warning", sockets=len(left))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # while programs are loaded, or compiled by children
     try:
         if not auto:

@@ -4,6 +4,10 @@
 The lock is held for the daemon's life, so whoever has it may remove a socket file that a dead daemon left.  In the lock
 file stand the processes whose plugs a daemon served: the next one knows whom to wait for before it makes maps of its
 own.
+
+A killed daemon leaves its files, and its namespace may be gone for ever: what neither a daemon nor a living plug needs
+is abandoned, does not count as a daemon that is down, and is removed by the next daemon that starts anywhere on the
+host.  Whoever looks holds the lock for that moment; a daemon that starts tries for longer.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,6 +28,8 @@ from vdexdp.control.protocol import RUN_DIR, netns_inode, socket_path
 from vdexdp.errors import DaemonError, HostError, PrivilegeError
 
 BACKLOG: Final = 128
+LOCK_PATIENCE: Final = 0.5
+"""Seconds that a daemon tries to get its lock: somebody may only be looking."""
 
 
 def started(pid: int) -> int:
@@ -32,6 +39,60 @@ def started(pid: int) -> int:
     except OSError:
         return 0
     return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+def _living(lock: int) -> Counter[int]:
+    """The processes that held plugs of the daemon before, as far as they live, and how many each."""
+    try:
+        known = json.loads(os.pread(lock, 1 << 20, 0) or b"{}")
+        return Counter({int(pid): int(n) for pid, (start, n) in known.items() if started(int(pid)) == start != 0})
+    except (ValueError, AttributeError, TypeError):
+        return Counter()
+
+
+def abandoned(netns: int, *, remove: bool = False) -> bool:
+    """Whether nobody needs the files of this namespace any more; with ``remove`` they are gone then.
+
+    What may not be looked at, and the socket of a service manager (ours is a link to it), is in use.
+    """
+    path, lock_path = socket_path(netns), RUN_DIR / f"{netns}.lock"
+    if path.is_symlink():
+        return False
+    try:
+        # Without a lock file nobody has ever had it; and a daemon that starts now makes one before its socket.
+        lock = os.open(lock_path, os.O_RDONLY | os.O_CLOEXEC | (os.O_CREAT if remove else 0), 0o600)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _living(lock) or not os.path.samestat(os.fstat(lock), os.stat(lock_path)):
+            return False
+        if remove:
+            path.unlink(missing_ok=True)
+            lock_path.unlink()
+    except OSError:  # a daemon has the lock, or somebody else has removed it
+        return False
+    finally:
+        os.close(lock)
+    return True
+
+
+def places() -> list[int]:
+    """The namespaces of which there are files, in use or not.  Raises HostError."""
+    try:
+        stems = {path.stem for path in RUN_DIR.iterdir() if path.suffix in (".sock", ".lock")}
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise HostError.from_oserror(str(RUN_DIR), error) from error
+    return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdecimal())
+
+
+def remove_abandoned() -> list[int]:
+    """Remove what dead daemons left; returns the namespaces.  Raises HostError."""
+    return [netns for netns in places() if abandoned(netns, remove=True)]
 
 
 class RunDir:
@@ -50,9 +111,10 @@ class RunDir:
             raise PrivilegeError(str(RUN_DIR), "permission denied", "run the daemon as root") from error
         except OSError as error:
             raise HostError.from_oserror(str(RUN_DIR), error) from error
-        self.orphans = self._read()
+        self.orphans = _living(self._lock)
 
     def _take_lock(self) -> int:
+        deadline = time.monotonic() + LOCK_PATIENCE
         while True:
             fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
@@ -62,8 +124,11 @@ class RunDir:
             except FileNotFoundError:  # removed by a daemon that left between our open and our lock
                 pass
             except BlockingIOError as error:
-                os.close(fd)
-                raise DaemonError("daemon", "another one serves this network namespace", 'see "vdexdp show"') from error
+                if time.monotonic() > deadline:
+                    os.close(fd)
+                    cause, hint = "another one serves this network namespace", 'see "vdexdp show"'
+                    raise DaemonError("daemon", cause, hint) from error
+                time.sleep(0.01)
             os.close(fd)
 
     def listen(self) -> socket.socket:
@@ -100,14 +165,6 @@ class RunDir:
             self.path.symlink_to(place)
         except OSError as error:
             raise HostError.from_oserror(str(self.path), error) from error
-
-    def _read(self) -> Counter[int]:
-        """The processes that held plugs of the daemon before, as far as they live, and how many each."""
-        try:
-            known = json.loads(os.pread(self._lock, 1 << 20, 0) or b"{}")
-            return Counter({int(pid): int(n) for pid, (start, n) in known.items() if started(int(pid)) == start != 0})
-        except (ValueError, AttributeError, TypeError):
-            return Counter()
 
     def write(self, pids: Mapping[int, int]) -> None:
         """Note whose plugs are served, and how many each has."""

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from vdexdp.control import client
+from vdexdp.control import client, rundir
 from vdexdp.control.channel import Body
-from vdexdp.control.protocol import RUN_DIR
-from vdexdp.errors import HostError, PrivilegeError, RequestError, VdexdpError
+from vdexdp.control.protocol import socket_path
+from vdexdp.errors import PrivilegeError, RequestError, VdexdpError
 
 HOST: Final = "host"
 NAMED: Final = Path("/run/netns")
@@ -72,12 +72,8 @@ def find_netns(name: str) -> int:
 
 
 def daemons() -> list[int]:
-    """The namespaces in which a daemon listens, or has left its socket without a word.  Raises HostError."""
-    try:
-        found = [path.stem for path in RUN_DIR.glob("*.sock")]
-    except OSError as error:
-        raise HostError.from_oserror(str(RUN_DIR), error) from error
-    return sorted(int(stem) for stem in found if stem.isdecimal())
+    """The namespaces in which a daemon listens, or where plugs live that miss one.  Raises HostError."""
+    return [netns for netns in rundir.places() if socket_path(netns).exists() and not rundir.abandoned(netns)]
 
 
 def _ask(inode: int, netns: str, sample: int) -> Answer:
