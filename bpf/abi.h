@@ -42,6 +42,12 @@
 #define INGRESS_BOUNCED 0   /* in `ingress`, for the exception tap: the port is the one that the frame came from */
 #define HISTOGRAM_SLOTS 26 /* slot n counts what took less than 2^(n + HISTOGRAM_SHIFT) ns, the last one all that took longer */
 #define HISTOGRAM_SHIFT 6
+#define MAX_VLAN_STEPS 4     /* vlan:// one around another, on both ends of a cable together */
+#define MAX_VLANS 4096       /* tables of them */
+#define VLAN_VIDS 4096
+#define VLAN_PASS 0xffff     /* instead of a VLAN: the frame stays as it is */
+#define VLAN_POP 0xfffe      /* its tag is taken off */
+#define VLAN_DROP 0xfffd     /* it is dropped */
 #define MAX_PROBES 4096      /* requests whose answers are awaited, for the histograms of round trips */
 #define MAX_OBSERVERS 4
 #define MAX_MIRRORS 16
@@ -106,6 +112,7 @@ enum drop_reason {
 	DROP_PORT_DOWN = 11, /* the destination device is gone or refuses frames */
 	DROP_BAD_BOUNCE = 12, /* a frame on the exception tap that nobody sent there */
 	DROP_REDIRECT = 13, /* the kernel refused a redirect or a copy */
+	DROP_VLAN = 14, /* vlan:// does not let the frame's VLAN pass */
 	DROP_MAX = 16,
 };
 
@@ -344,10 +351,25 @@ struct mirror {
 	__u32 to_ingress; /* 1: up into the host's stack, as for a PORT_STACK */
 };
 
+struct vlan_key {
+	__u32 ifindex;
+	__u8 egress; /* 1: tc egress, 0: tc ingress */
+	__u8 step; /* of several tables, in the order in which they are applied */
+	__u16 pad;
+};
+
+/* What one vlan:// does to frames in one direction: a VLAN is put on, or put in the place of the one that is there. */
+struct vlan_table {
+	__u32 port; /* index, for the drops */
+	__be16 tpid; /* of the tags that count as such */
+	__u16 untagged; /* what is done to all other frames: VLAN_PASS, VLAN_DROP, or a VLAN */
+	__u16 tagged[VLAN_VIDS]; /* by VLAN: VLAN_DROP, VLAN_POP, or a VLAN, which may be the same */
+};
+
 /*
  * Maps: M(name, type, key type, value type, entries, flags).  This table is the only place that knows them.
  * counters and ports are indexed by port index; tunnels and rtts by the tunnel's port index; jumps by enum jump.
- * tx_ports has the device that XDP_REDIRECT sends to: a local port's own, a tunnel's uplink; absent where it takes none.
+ * vlans are made as they are needed (flag 1, BPF_F_NO_PREALLOC).  tx_ports has the device that XDP_REDIRECT sends to: a local port's own, a tunnel's uplink; absent where it takes none.
  */
 #define VDEXDP_MAPS(M) \
 	M(fdb, LRU_HASH, struct fdb_key, struct fdb_entry, MAX_FDB, 0) \
@@ -362,7 +384,8 @@ struct mirror {
 	M(jumps, PROG_ARRAY, __u32, __u32, JUMP_MAX, 0) \
 	M(timings, PERCPU_ARRAY, __u32, struct histogram, TIMED_MAX, 0) \
 	M(rtts, PERCPU_ARRAY, __u32, struct histogram, MAX_PORTS, 0) \
-	M(probes, LRU_HASH, struct rtt_key, __u64, MAX_PROBES, 0)
+	M(probes, LRU_HASH, struct rtt_key, __u64, MAX_PROBES, 0) \
+	M(vlans, HASH, struct vlan_key, struct vlan_table, MAX_VLANS, 1)
 
 /*
  * Maps of the observed build, made while somebody watches; in it `jumps`, too, is another map.  rings has ring buffers, made for each

@@ -46,8 +46,10 @@ def explain(first: str, second: str | None, as_json: bool) -> int:
     elif isinstance(kernel[0], NoKernelEnd):
         way, why = "user", kernel[0].reason
     with Netlink() as netlink:
+        vlan = any(not isinstance(one, NoKernelEnd) and one.vlan for one in kernel)
         parts = [
-            _part(netlink, end.vnl, one, alone=len(ends) == 1, way=way) for end, one in zip(ends, kernel, strict=True)
+            _part(netlink, end.vnl, one, alone=len(ends) == 1, way=way, vlan=vlan)
+            for end, one in zip(ends, kernel, strict=True)
         ]
         if way == "kernel" and (slow := [part for part in parts if part.path == "user"]):
             way, why = "user", slow[0].why
@@ -61,27 +63,28 @@ def explain(first: str, second: str | None, as_json: bool) -> int:
     return 1 if any(part.problem for part in parts) else 0
 
 
-def _part(netlink: Netlink, vnl: str, end: KernelEnd | NoKernelEnd, *, alone: bool, way: str) -> Part:
+def _part(netlink: Netlink, vnl: str, end: KernelEnd | NoKernelEnd, *, alone: bool, way: str, vlan: bool) -> Part:
     if isinstance(end, NoKernelEnd):
         bridged = " (bridged into the kernel)" if way == "bridge" else ""
         return Part(vnl, "user", end.reason + bridged)
     if way == "user" and not alone:
         return Part(vnl, "user", "the other end stays in userspace")
     try:
-        return _netdev(netlink, vnl, end) if isinstance(end, Netdev) else _tunnel(netlink, vnl, end)
+        return _netdev(netlink, vnl, end, vlan) if isinstance(end, Netdev) else _tunnel(netlink, vnl, end)
     except KernelPathError as error:
         return Part(vnl, "user", f"{error.subject}: {error.cause}")
     except VdexdpError as error:
         return Part(vnl, "-", "", str(error))
 
 
-def _netdev(netlink: Netlink, vnl: str, end: Netdev) -> Part:
+def _netdev(netlink: Netlink, vnl: str, end: Netdev, vlan: bool) -> Part:
     stack = end.side == "stack"
     link = netlink.link(end.name) if end.name else None
     if link is None and end.create:
-        return Part(vnl, "tc", "the interface would be made; the host's own end passes tc egress only")
+        rewriting = "tc rewrites its tags for vlan://" if vlan else "the host's own end passes tc egress only"
+        return Part(vnl, "tc", f"the interface would be made; {rewriting}")
     link = link or netlink.need(end.name)
-    choice = hooks.choose(end.hook, link, netlink.xdp_features(link.index), stack=stack)
+    choice = hooks.choose(end.hook, link, netlink.xdp_features(link.index), stack=stack, vlan=vlan)
     part = Part(vnl, "xdp" if choice.xdp else "tc", choice.why)
     if not link.up:
         part.notes.append(f'{link.name} is down; bring it up with "ip link set {link.name} up"')

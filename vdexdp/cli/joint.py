@@ -25,6 +25,7 @@ from vdexdp.signals import received
 if TYPE_CHECKING:
     from vdexdp.cable import Cable, Ending
     from vdexdp.control.client import Plug
+    from vdexdp.wire.dot1q import Mapper
 
 Accel = Literal["auto", "require", "off"]
 
@@ -52,6 +53,7 @@ class Joint:
         """Which way the frames go, and why not a faster one; for the user."""
         self._wrap = wrap
         self._taps: dict[int, tuple[int, str]] = {}
+        self._vlans: dict[int, tuple[Mapper, ...]] = {}
         self._plug: Plug | None = None
         self._cable: Cable | None = None
         self._watched = -1
@@ -194,6 +196,7 @@ class Joint:
                 from vdexdp.plugins.tap import open_tap
 
                 self._taps[index] = fd, name = open_tap(kernel.name)
+                self._vlans[index] = kernel.vlan
                 indices.append(len(fds))
                 fds.append(fd)
                 kernel = replace(kernel, name=name)
@@ -235,6 +238,10 @@ class Joint:
                 from vdexdp.plugins.tap import TapStream
 
                 stream: Stream = TapStream(*self._taps.pop(index))
+                if self._vlans.get(index):
+                    from vdexdp.plugins.vlan import wrapped
+
+                    stream = wrapped(stream, self._vlans[index])
             else:
                 stream = self.ends[index].open(self.contexts[index])
             self._opened[index] = stream if self._wrap is None or index == 0 else self._wrap(stream)

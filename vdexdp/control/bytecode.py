@@ -62,6 +62,8 @@ _NORMAL: Final = (
     Program("flood_group", "tc", "flood_tc.c", "port"),
     Program("uplink_ingress", "tc", "uplink_tc.c", "uplink"),
     Program("exception_ingress", "tc", "uplink_tc.c", "uplink"),
+    Program("vlan_ingress", "tc", "vlan_tc.c", "vlan"),
+    Program("vlan_egress", "tc", "vlan_tc.c", "vlan"),
     Program("port_xdp", "xdp", "port_xdp.c", "xdp"),
     Program("uplink_xdp", "xdp", "uplink_xdp.c", "xdp"),
 )

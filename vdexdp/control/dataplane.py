@@ -12,6 +12,8 @@ Attach points:
 ``port_egress``        tc    input of a "stack" port (tap://): what the host sends on it
 ``uplink_ingress``     tc    decapsulation on an uplink
 ``exception_ingress``  tc    what the exception worker writes to the exception tap
+``vlan_ingress``       tc    vlan:// in front of a port: what comes by a "wire", what goes out to a "stack"
+``vlan_egress``        tc    the same for the other direction
 ``port_xdp``           xdp   fast path of a "wire" port, always together with ``port_ingress``
 ``uplink_xdp``         xdp   fast path of an uplink, always together with ``uplink_ingress``
 =====================  ====  =======================================================================
@@ -69,7 +71,7 @@ class Link:
 def _attach_type(point: str) -> int:
     if point.endswith("_xdp"):
         return libbpf.ATTACH_XDP
-    return libbpf.ATTACH_TCX_EGRESS if point == "port_egress" else libbpf.ATTACH_TCX_INGRESS
+    return libbpf.ATTACH_TCX_EGRESS if point.endswith("_egress") else libbpf.ATTACH_TCX_INGRESS
 
 
 def _tag(fd: int) -> str:
@@ -84,6 +86,8 @@ def _tag(fd: int) -> str:
 
 
 _EXPENDABLE = ("PERCPU_ARRAY", "LRU_HASH")
+_LATER = ("vlans",)
+"""Maps that the first versions did not have, nor anything to put into them."""
 
 
 def _create(definition: abi.MapDefinition) -> libbpf.Map:
@@ -117,12 +121,12 @@ class Dataplane:
     def adopt(cls, map_fds: Mapping[str, int]) -> Dataplane:
         """Goes on with existing maps and takes over their descriptors.
 
-        A map that only counts or can be learnt again may be missing, as an older version did not have it, and is made
-        anew.  Raises HostError where the maps are not ours, or of another layout.
+        A map that only counts or can be learnt again, or that is for what an older version did not have, may be missing
+        and is made anew.  Raises HostError where the maps are not ours, or of another layout.
         """
         maps: dict[str, libbpf.Map] = {}
         for definition in abi.MAPS.values():
-            if definition.name not in map_fds and definition.kind in _EXPENDABLE:
+            if definition.name not in map_fds and (definition.kind in _EXPENDABLE or definition.name in _LATER):
                 try:
                     maps[definition.name] = _create(definition)
                 except OSError as error:
@@ -179,6 +183,8 @@ class Dataplane:
         flags = 0
         if point.endswith("_xdp"):
             flags = libbpf.XDP_FLAGS_DRV_MODE if xdp_native else libbpf.XDP_FLAGS_SKB_MODE
+        elif point.startswith("vlan_"):
+            flags = libbpf.TCX_BEFORE  # of an uplink's, too: a tap can be that for what comes out of its port
         try:
             return Link(libbpf.link_create(self.program(point), ifindex, _attach_type(point), flags), point, ifindex)
         except OSError as error:

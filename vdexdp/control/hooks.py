@@ -35,10 +35,19 @@ class Choice:
     native: bool = True
 
 
-def choose(hook: Literal["auto", "tc", "xdp"], link: LinkInfo, features: int | None, *, stack: bool = False) -> Choice:
-    """``features`` as in :meth:`Netlink.xdp_features`.  Raises RequestError where the wish is impossible."""
+def choose(
+    hook: Literal["auto", "tc", "xdp"], link: LinkInfo, features: int | None, *, stack: bool = False, vlan: bool = False
+) -> Choice:
+    """``features`` as in :meth:`Netlink.xdp_features`; ``vlan``: there is a vlan:// in front of the port.
+
+    Raises RequestError where the wish is impossible.
+    """
     native = features is not None and features & (XDP_BASIC | XDP_REDIRECT) == XDP_BASIC | XDP_REDIRECT
     virtual = link.kind or link.driver
+    if vlan:
+        if hook == "xdp":
+            raise RequestError(link.name, "tags are rewritten in tc, behind XDP", "leave the hook to auto, or to tc")
+        return Choice(False, "tc rewrites its tags for vlan://")
     if hook == "tc":
         return Choice(False, "tc was asked for")
     if stack:

@@ -52,7 +52,7 @@ class Host:
                 raise
         direction: Literal["ingress", "egress"] = "egress" if point.endswith("_egress") else "ingress"
         # On a device that is both, the uplink's program has to see frames before the port's takes them all.
-        slot = 0 if point.startswith("port_") else 1
+        slot = {"port": 0, "vlan": 2}.get(point.partition("_")[0], 1)
         filter_ = self.netlink.clsact_attach(ifindex, direction, self.dataplane.program(point), slot)
         return Link(-1, point, ifindex, lambda: self.netlink.clsact_detach(filter_))
 

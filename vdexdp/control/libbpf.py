@@ -33,6 +33,8 @@ PROG_TYPES: Final = {"tc": 3, "xdp": 6}
 ATTACH_XDP: Final = 37
 ATTACH_TCX_INGRESS: Final = 46
 ATTACH_TCX_EGRESS: Final = 47
+TCX_BEFORE: Final = 1 << 3
+"""Attach in front of all programs that are at the hook already (BPF_F_BEFORE)."""
 XDP_FLAGS_SKB_MODE: Final = 1 << 1
 XDP_FLAGS_DRV_MODE: Final = 1 << 2
 

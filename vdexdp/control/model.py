@@ -101,13 +101,16 @@ class Model:
             else:
                 raise KernelPathError(" ".join(asked.vnls), "these two ends have no kernel path between them")
             self._check_roles(plug, [end for end, _ in netdevs])
+            if sum(len(end.vlan) for end in asked.ends if not isinstance(end, Bridge)) > K["MAX_VLAN_STEPS"]:
+                raise KernelPathError(" ".join(asked.vnls), f"more than {K['MAX_VLAN_STEPS']} vlan:// on one cable")
+            vlan = tunnels[0].vlan if tunnels else ()
             for end, tap in netdevs:
-                port = self.ports.add(end, plug.switch, plug.id, tap)
+                port = self.ports.add(end, plug.switch, plug.id, tap, vlan=vlan)
                 undo.callback(self.ports.remove, port)
                 plug.ports.append(port)
             extra: dict[str, int] = {}
             for _ in bridges:
-                port, extra["bridge"] = self.ports.add_bridge(plug.switch, plug.id)
+                port, extra["bridge"] = self.ports.add_bridge(plug.switch, plug.id, vlan)
                 spare.callback(close_fd, extra["bridge"])
                 undo.callback(self.ports.remove, port)
                 plug.ports.append(port)
@@ -266,6 +269,7 @@ class Model:
             kept.add(self.tunnels.exception.index)
         gone = set(ports) - kept
         for index in gone:
+            tables.drop_vlans_of(index)
             tables.drop_ingress_of(index)
             for key in tables.endpoints_of(index):
                 tables.drop_endpoint(key)

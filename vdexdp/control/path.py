@@ -30,6 +30,10 @@ def plan(first: End, second: End) -> Plan:
     reasons = [kernel.reason for kernel in ends if isinstance(kernel, NoKernelEnd)]
     if tunnels == 2:
         return Plan("user", ends, "two tunnels are joined in userspace")
+    if (limit := _vlan_limit(ends)) is not None:
+        return Plan("user", ends, f"in the kernel a cable has at most {limit} vlan://")
+    if _same_interface(*ends):
+        return Plan("user", ends, "both ends are the same interface")
     if not reasons:
         return Plan("kernel", ends)
     if tunnels == 1:
@@ -42,7 +46,9 @@ def check(first: End, second: End) -> None:
     if first.plugin.scheme != second.plugin.scheme:
         return
     one, other = first.kernel_end(), second.kernel_end()
-    if isinstance(one, Netdev) and isinstance(other, Netdev) and one.name == other.name != "":
+    if not isinstance(one, NoKernelEnd) and one.vlan:
+        return  # between two VLANs of one network, for instance
+    if _same_interface(one, other):
         raise RequestError(second.vnl, "both ends are the same interface", "name another at one end")
     if isinstance(one, Tunnel) and isinstance(other, Tunnel) and _network(one) == _network(other):
         raise RequestError(
@@ -50,6 +56,20 @@ def check(first: End, second: End) -> None:
             "both ends are the same network, and each frame would go round for ever",
             "name another group, port, VNI or uplink at one end",
         )
+
+
+def _vlan_limit(ends: tuple[KernelEnd | NoKernelEnd, ...]) -> int | None:
+    """How many ``vlan://`` the kernel path can do, if these are more."""
+    steps = sum(len(end.vlan) for end in ends if not isinstance(end, NoKernelEnd))
+    if not steps:
+        return None
+    from vdexdp.control.abi import K
+
+    return K["MAX_VLAN_STEPS"] if steps > K["MAX_VLAN_STEPS"] else None
+
+
+def _same_interface(one: KernelEnd | NoKernelEnd, other: KernelEnd | NoKernelEnd) -> bool:
+    return isinstance(one, Netdev) and isinstance(other, Netdev) and one.name == other.name != ""
 
 
 def _network(tunnel: Tunnel) -> tuple[object, ...]:

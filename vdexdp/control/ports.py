@@ -8,12 +8,12 @@ the members list, then the port itself, whose generation makes the FDB forget it
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from vdexdp.control import hooks
+from vdexdp.control import hooks, vlans
 from vdexdp.control.abi import K
 from vdexdp.control.channel import Body
 from vdexdp.control.dataplane import Link
@@ -22,13 +22,16 @@ from vdexdp.control.netlink import XDP_NDO_XMIT, LinkInfo
 from vdexdp.errors import KernelPathError, RequestError, VdexdpError
 from vdexdp.plugins.base import Netdev
 from vdexdp.plugins.tap import open_tap
+from vdexdp.wire.dot1q import Mapper
 
 ETH_HEADER: Final = 14
 
 
 @dataclass
 class Port:
-    """One local port.  ``tap`` and ``promisc`` are descriptors or -1; ``links`` by attach point."""
+    """One local port.  ``tap`` and ``promisc`` are descriptors or -1; ``links`` by attach point; ``vlan`` is how many
+    tables of vlan:// it has in each direction.
+    """
 
     index: int
     switch: int
@@ -40,6 +43,7 @@ class Port:
     hooks: list[str] = field(default_factory=list)
     why: str = ""
     bridge: bool = False
+    vlan: int = 0
     tap: int = -1
     promisc: int = -1
     links: dict[str, Link] = field(default_factory=dict)
@@ -81,22 +85,30 @@ class Ports:
             raise RequestError(end.name, f"already plugged, by plug {owner.plug}", 'see "vdexdp show"')
         return link
 
-    def add(self, end: Netdev, switch: int, plug: int, tap: int = -1, *, bridge: bool = False) -> Port:
-        """Plug an interface in; ``tap`` is duplicated.  Raises VdexdpError, with nothing left behind."""
+    def add(
+        self,
+        end: Netdev,
+        switch: int,
+        plug: int,
+        tap: int = -1,
+        *,
+        bridge: bool = False,
+        vlan: Sequence[Mapper] = (),
+    ) -> Port:
+        """Plug an interface in; ``tap`` is duplicated; ``vlan`` is around the other end of the cable.
+
+        Raises VdexdpError, with nothing left behind.
+        """
         link = self.check(end)
         stack = end.side == "stack"
         features = self.host.netlink.xdp_features(link.index)
-        choice = hooks.choose(end.hook, link, features, stack=stack)
+        choice = hooks.choose(end.hook, link, features, stack=stack, vlan=bool(end.vlan or vlan))
         tables = self.host.tables
         with ExitStack() as undo:
             port = Port(tables.take_port(), switch, plug, link.name, end.side, link.index, link.mtu, bridge=bridge)
             undo.callback(self.remove, port)
             self.all[port.index] = port
-            flags = 0
-            if not stack and features is not None and features & XDP_NDO_XMIT and tables.set_tx(port.index, link.index):
-                flags |= K["PORT_F_XDP_OUT"]
-            if not stack and link.far_elsewhere:
-                flags |= K["PORT_F_PEER"]
+            port.vlan = vlans.write(tables, port.index, link.index, end.vlan, vlan, stack=stack)
             tables.write_port(
                 port.index,
                 ifindex=link.index,
@@ -104,7 +116,7 @@ class Ports:
                 mtu=link.mtu + ETH_HEADER,
                 switch_id=switch,
                 kind=K["PORT_STACK"] if stack else K["PORT_WIRE"],
-                flags=flags,
+                flags=self._flags(port, link, features),
             )
             tables.set_ingress(link.index, port.index)
             tables.add_member(switch, port.index)
@@ -117,7 +129,16 @@ class Ports:
             undo.pop_all()
         return port
 
-    def add_bridge(self, switch: int, plug: int) -> tuple[Port, int]:
+    def _flags(self, port: Port, link: LinkInfo, features: int | None) -> int:
+        """How frames may be put out.  Both of these ways would pass by the program of a vlan://."""
+        if port.kind == "stack" or port.vlan:
+            return 0
+        flags = K["PORT_F_PEER"] if link.far_elsewhere else 0
+        if features is not None and features & XDP_NDO_XMIT and self.host.tables.set_tx(port.index, link.index):
+            flags |= K["PORT_F_XDP_OUT"]
+        return flags
+
+    def add_bridge(self, switch: int, plug: int, vlan: Sequence[Mapper] = ()) -> tuple[Port, int]:
         """A tap whose descriptor (returned, the caller's) is the other side: a plug pumps a userspace end on it."""
         host = self.host
         with ExitStack() as undo:
@@ -125,13 +146,15 @@ class Ports:
             undo.callback(close_fd, fd)
             host.private(name)
             host.netlink.set_link(host.netlink.need(name).index, mtu=K["FRAME_MAX"] - ETH_HEADER - 4, state="up")
-            port = self.add(Netdev(name, "wire", "tap"), switch, plug, bridge=True)
+            port = self.add(Netdev(name, "wire", "tap"), switch, plug, bridge=True, vlan=vlan)
             undo.pop_all()
         return port, fd
 
     def _attach(self, port: Port, choice: hooks.Choice) -> None:
         host = self.host
         point = "port_egress" if port.kind == "stack" else "port_ingress"
+        for name in ("vlan_ingress", "vlan_egress") if port.vlan else ():
+            port.links[name] = host.attach(port.ifindex, name)
         port.links[point] = host.attach(port.ifindex, point)
         port.hooks, port.why = ["tc"], choice.why
         if choice.xdp:
@@ -146,9 +169,10 @@ class Ports:
         if self.all.pop(port.index, None) is None:
             return
         tables = self.host.tables
-        for link in port.links.values():
+        for link in reversed(port.links.values()):
             link.close()
         port.links.clear()
+        vlans.drop(tables, port.ifindex, port.vlan)
         tables.drop_ingress(port.ifindex)
         tables.drop_member(port.switch, port.index)
         tables.drop_tx(port.index)
@@ -169,11 +193,7 @@ class Ports:
             features = self.host.netlink.xdp_features(port.ifindex)
         if link is None:
             return
-        tables, flags = self.host.tables, 0
-        if features is not None and features & XDP_NDO_XMIT and tables.set_tx(port.index, port.ifindex):
-            flags |= K["PORT_F_XDP_OUT"]
-        if port.kind == "wire" and link.far_elsewhere:
-            flags |= K["PORT_F_PEER"]
+        tables, flags = self.host.tables, self._flags(port, link, features)
         port.mtu, port.name = link.mtu, link.name
         current: Any = tables.port(port.index)
         if (current.flags, current.mtu) != (flags, link.mtu + ETH_HEADER):
@@ -191,6 +211,5 @@ class Ports:
             port.links[point] = self.host.adopt_link(fds.pop(f"{prefix}:{point}", None), port.ifindex, point)
         port.tap = fds.pop(f"{prefix}:tap", -1)
         port.promisc = fds.pop(f"{prefix}:promisc", -1)
-        self.host.tables.set_tx(port.index, port.ifindex)
         self.refresh(port)
         return port

@@ -26,6 +26,8 @@ from vdexdp.errors import (
     VdexdpError,
 )
 from vdexdp.plugins.base import Netdev, Tunnel
+from vdexdp.wire.dot1q import Mapper
+from vdexdp.wire.ethernet import DOT1AD, DOT1Q, VID_MASK
 
 VERSION: Final = 1
 RUN_DIR: Final = Path("/run/vdexdp")
@@ -118,6 +120,8 @@ def end_to_json(end: End, fd: int | None = None) -> Body:
     for name, cls in _KINDS.items():
         if isinstance(end, cls):
             body = asdict(end)
+            if body.pop("vlan", None):
+                body["vlan"] = [_mapper_to_json(mapper) for mapper in end.vlan]  # type: ignore[union-attr]
             if isinstance(end, Tunnel):
                 body["tunnel"] = body.pop("kind")
             return body | {"kind": name} | ({"fd": fd} if fd is not None else {})
@@ -137,6 +141,8 @@ def end_from_json(body: object) -> tuple[End, int | None]:
     values = {key: value for key, value in body.items() if key not in ("kind", "fd")}
     if kind == "tunnel":
         values["kind"] = values.pop("tunnel", None)
+    if "vlan" in values:
+        values["vlan"] = _mappers(take(values, "vlan", list))
     end: End = _build(_KINDS[kind], values)
     if isinstance(end, Tunnel):
         _check_tunnel(end)
@@ -147,6 +153,25 @@ def end_from_json(body: object) -> tuple[End, int | None]:
             raise ProtocolError("end", '"learn_limit" is out of range')
     index = take(body, "fd", (int, type(None)), None)
     return end, index
+
+
+def _mapper_to_json(mapper: Mapper) -> list[Any]:
+    return [mapper.untagged, mapper.untag, mapper.tags, mapper.trunk, mapper.tpid]
+
+
+def _mappers(body: list[Any]) -> tuple[Mapper, ...]:
+    def is_vid(value: object) -> bool:
+        return type(value) is int and 0 <= value <= VID_MASK
+
+    try:
+        found = tuple(Mapper(a, b, tuple((i, o) for i, o in tags), trunk, tpid) for a, b, tags, trunk, tpid in body)
+    except (TypeError, ValueError) as error:
+        raise ProtocolError("end", '"vlan" is malformed') from error
+    for one in found:
+        vids = (one.untagged, one.untag, *(vid for pair in one.tags for vid in pair))
+        if not all(map(is_vid, vids)) or type(one.trunk) is not bool or one.tpid not in (DOT1Q, DOT1AD):
+            raise ProtocolError("end", '"vlan" is malformed')
+    return found
 
 
 def _check_tunnel(tunnel: Tunnel) -> None:
@@ -184,6 +209,8 @@ def _build(cls: type, values: Mapping[str, Any]) -> Any:
 
 
 def _fits(value: object, hint: Any) -> bool:
+    if hint == tuple[Mapper, ...]:
+        return isinstance(value, tuple)
     if get_origin(hint) is not None and str(get_origin(hint)) == "typing.Literal":
         return any(value == choice and type(value) is type(choice) for choice in get_args(hint))
     return type(value) is hint

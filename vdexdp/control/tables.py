@@ -174,6 +174,18 @@ class Tables:
         size = ctypes.sizeof(MAPS[name].value) // _WORD
         return [sum(words[at::size]) for at in range(size)]
 
+    def set_vlan(self, ifindex: int, egress: bool, step: int, table: Any) -> None:
+        self.maps["vlans"].update(_vlan_key(ifindex, egress, step), table)
+
+    def drop_vlan(self, ifindex: int, egress: bool, step: int) -> None:
+        self.maps["vlans"].delete(_vlan_key(ifindex, egress, step))
+
+    def drop_vlans_of(self, index: int) -> None:
+        """Remove every table that counts its drops at a port."""
+        for key, table in list(self.maps["vlans"].items()):
+            if table.port == index:
+                self.maps["vlans"].delete(key)
+
     # Switches
 
     def switch(self, switch: int) -> Any:
@@ -286,6 +298,10 @@ def _free(used: set[int], limit: int, what: str) -> int:
 
 def _ingress_key(ifindex: int, uplink: bool) -> int:
     return ifindex | K["UPLINK_KEY"] if uplink else ifindex
+
+
+def _vlan_key(ifindex: int, egress: bool, step: int) -> Any:
+    return S["vlan_key"](ifindex=ifindex, egress=egress, step=step)
 
 
 def fdb_key(switch: int, vlan: int, mac: bytes) -> Any:

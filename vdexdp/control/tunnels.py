@@ -82,7 +82,9 @@ class Lac:
 
     def state(self) -> Body:
         kept = ("switch", "index", "local")
-        return {key: getattr(self, key) for key in kept} | {"spec": asdict(self.spec), "uplink": self.uplink.ifindex}
+        spec = asdict(self.spec)
+        del spec["vlan"]  # the ports' own
+        return {key: getattr(self, key) for key in kept} | {"spec": spec, "uplink": self.uplink.ifindex}
 
     def fds(self) -> dict[str, int]:
         sockets = {"unicast": self.sockets.unicast, "multicast": self.sockets.multicast}
@@ -127,7 +129,7 @@ class Tunnels:
 
     def join(self, spec: Tunnel, plug: int) -> Lac:
         """The LAC of a tunnel, made if this is its first plug.  Raises VdexdpError, with nothing left behind."""
-        spec = replace(spec, group=canonical(spec.group), bind=canonical(spec.bind) if spec.bind else "")
+        spec = replace(spec, group=canonical(spec.group), bind=canonical(spec.bind) if spec.bind else "", vlan=())
         link, local = find_uplink(self.host.netlink, spec)
         for lac in self.lacs.values():
             if lac.uplink.ifindex == link.index and _network(lac.spec) == _network(spec):

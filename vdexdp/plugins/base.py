@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from vdexdp.vnl import Grammar, Option, Parsed
+from vdexdp.wire.dot1q import Mapper
 
 __all__ = [
     "BATCH",
@@ -70,7 +71,7 @@ class Netdev:
     ``side`` is "stack" where the peer is the host's own protocol stack behind the interface (``tap://``: input at the
     interface's tc egress), "wire" where the interface itself is the switch port (``netdev://``: input at its ingress).
     ``create`` asks the caller to open the interface through /dev/net/tun and keep the descriptor for as long as it is
-    plugged.
+    plugged.  ``vlan`` are the policies of ``vlan://`` in front of it, outermost first.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Netdev:
     create: Literal["", "tap"] = ""
     hook: Hook = "auto"
     learn_limit: int = 4096  # new FDB entries per expiry time; 0 = no limit
+    vlan: tuple[Mapper, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Tunnel:
 
     ``group`` is a multicast address in text, ``family`` 4 or 6, ``port`` the group's UDP port, ``vni`` 24 bits, ``ttl``
     of group traffic, ``device`` the uplink's name or "" for the route towards the group, ``rcvbuf`` bytes or 0 for the
-    default, ``expiry`` seconds, ``hook`` the uplink's.
+    default, ``expiry`` seconds, ``hook`` the uplink's, ``vlan`` as for :class:`Netdev`.
     """
 
     kind: Literal["vxvde", "vxlan"]
@@ -100,6 +102,7 @@ class Tunnel:
     expiry: int = 128
     bind: str = ""
     hook: Hook = "auto"
+    vlan: tuple[Mapper, ...] = ()
 
 
 KernelEnd = Netdev | Tunnel

@@ -7,11 +7,12 @@ What happens to a frame is written in :mod:`vdexdp.wire.dot1q`.  Both ways of wr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from vdexdp.errors import VnlError
 from vdexdp.plugins import registry
-from vdexdp.plugins.base import Buffer, NoKernelEnd, OpenContext, Option, Parsed, Plugin, Stream
+from vdexdp.plugins.base import Buffer, KernelEnd, NoKernelEnd, OpenContext, Option, Parsed, Plugin, Stream
 from vdexdp.plugins.wrapper import RewriterStream
 from vdexdp.vnl import c_integer
 from vdexdp.wire.dot1q import Mapper, parse_tags
@@ -41,6 +42,13 @@ class VlanStream(RewriterStream):
         if frame is None:
             self.drops["vlan"] += 1
         return frame
+
+
+def wrapped(stream: Stream, mappers: Sequence[Mapper]) -> Stream:
+    """A stream behind policies, outermost first."""
+    for mapper in reversed(mappers):
+        stream = VlanStream(stream, mapper)
+    return stream
 
 
 class VlanPlugin(Plugin):
@@ -80,8 +88,9 @@ class VlanPlugin(Plugin):
     def open(self, spec: VlanSpec, context: OpenContext) -> VlanStream:
         return VlanStream(spec.inner.open(context), spec.mapper)
 
-    def kernel_end(self, spec: VlanSpec) -> NoKernelEnd:
-        return NoKernelEnd("vlan:// rewrites tags in userspace")
+    def kernel_end(self, spec: VlanSpec) -> KernelEnd | NoKernelEnd:
+        inner = spec.inner.kernel_end()
+        return inner if isinstance(inner, NoKernelEnd) else replace(inner, vlan=(spec.mapper, *inner.vlan))
 
     @staticmethod
     def _vlan(parsed: Parsed, what: str, text: str) -> int:
