@@ -19,6 +19,7 @@ import pytest
 
 from tests.kernelkit import NETWORK, counters, plug, reaches, start, transfer
 from tests.labkit import VDEXDP
+from vdexdp.control import bytecode
 from vdexdp.lab import Lab, Namespace, marked, wait_until
 from vdexdp.lab.measure import iperf_server, pss_bytes
 from vdexdp.lab.namespace import command_line
@@ -100,22 +101,32 @@ def test_how_soon_a_plug_is_ready(lab: Lab) -> None:
     lab.underlay(host, lab.host("other"))
     for number in range(8):
         lab.guest(host, f"g{number}", number + 1)
-    cold: list[float] = []
-    while not cold or (min(cold) > READY_COLD and len(cold) < 5):
-        before = time.monotonic()
-        process = host.spawn(*VDEXDP, "vde_plug", "--accel", "require", "netdev://g0", NETWORK)
-        process.wait_output("in the kernel", 20)
-        cold.append(time.monotonic() - before)
-        process.stop()
-        wait_until(lambda: not ours(lab), 5, "the daemon to leave")
+
+    def first(*wrapper: str) -> list[float]:
+        """Seconds until ready when the daemon has to be started, in up to five tries."""
+        took: list[float] = []
+        while not took or (min(took) > READY_COLD and len(took) < 5):
+            before = time.monotonic()
+            process = host.spawn(*wrapper, *VDEXDP, "vde_plug", "--accel", "require", "netdev://g0", NETWORK)
+            process.wait_output("in the kernel", 20)
+            took.append(time.monotonic() - before)
+            process.stop()
+            wait_until(lambda: not ours(lab), 5, "the daemon to leave")
+        return took
+
+    cold = first()
+    cache = bytecode.cache_dir()
+    empty = first("sh", "-c", f'mkdir -p {cache} && mount -t tmpfs none {cache} && exec "$@"', "sh")
     plug(host, "netdev://g0", NETWORK)
     warm: list[float] = []
     for number in range(1, 8):
         before = time.monotonic()
         plug(host, f"netdev://g{number}", NETWORK)
         warm.append(time.monotonic() - before)
+    print(f"no bytecode {statistics.median(empty):.3f} s")
     print(f"cold {statistics.median(cold):.3f} s, warm {statistics.median(warm):.3f} s")
     assert min(cold) < READY_COLD, cold
+    assert min(empty) < READY_COLD, empty
     assert min(warm) < READY, warm
 
 

@@ -36,6 +36,9 @@ def daemon(auto: bool, replace: bool, stop: bool, form: Form, verbose: bool) -> 
 
         client.call("stop")
         return
+    from vdexdp.control import bytecode
+
+    bytecode.compile_early()  # on another processor, while this one imports
     from vdexdp.control.daemon import run
 
     run(auto=auto, verbose=verbose, form=form, replace=replace)

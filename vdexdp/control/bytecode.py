@@ -14,7 +14,9 @@ Maps are addressed by placeholder descriptors, numbered from ``FIRST_MAP`` on in
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import json
 import os
 import platform
 import stat
@@ -23,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -150,19 +152,65 @@ def _written(path: Path) -> int:
     return 0
 
 
-def command(names: Iterable[str], scratch: Path) -> list[str]:
-    """The command line of a compiler child for programs of one unit, which it writes into ``scratch``."""
-    maps = [f"-DFD_{name}={FIRST_MAP + number}" for number, name in enumerate(_ALL_MAPS)]
-    wanted = [PROGRAMS[name] for name in names]
-    sources = dict.fromkeys(program.source for program in wanted)
-    return [
-        *(sys.executable, "-m", "vdexdp.control.bytecode_bcc", str(scratch)),
-        ",".join(str(abi.source_dir() / source) for source in sources),
-        ",".join(program.function for program in wanted),
-        "-DVDEXDP_BCC",
-        *maps,
-        *(f"-D{define}" for define in wanted[0].defines),
-    ]
+class _Compiler:
+    """A child process that compiles programs of one unit."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.programs = [PROGRAMS[name] for name in names]
+        sources = dict.fromkeys(str(abi.source_dir() / program.source) for program in self.programs)
+        maps = [f"-DFD_{name}={FIRST_MAP + number}" for number, name in enumerate(_ALL_MAPS)]
+        self.child = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "vdexdp.control.bytecode_bcc", ",".join(sources)),
+                ",".join(program.function for program in self.programs),
+                "-DVDEXDP_BCC",
+                *maps,
+                *(f"-D{define}" for define in self.programs[0].defines),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd="/",
+            env={**os.environ, "PYTHONPATH": str(Path(abi.__file__).resolve().parents[2])},
+        )
+
+    def result(self) -> dict[str, bytes]:
+        """Waits, and fills the cache.  Raises KernelFeatureError."""
+        try:
+            output, messages = self.child.communicate(timeout=_COMPILE_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise KernelFeatureError("compiler", f"no result within {_COMPILE_SECONDS} s", "try again") from None
+        if self.child.returncode:
+            raise _refused(", ".join(one.name for one in self.programs), messages.decode(errors="replace"))
+        compiled = json.loads(output)
+        images = {program.name: bytes.fromhex(compiled[program.function]) for program in self.programs}
+        for program in self.programs:
+            store(program, images[program.name])
+        return images
+
+    def close(self) -> None:
+        if self.child.poll() is None:
+            self.child.kill()
+            self.child.communicate()
+
+
+_early: dict[str, _Compiler] = {}
+"""Compilers of whole units that were started before anybody asked."""
+
+
+def _units(names: Iterable[str]) -> dict[str, list[str]]:
+    units: dict[str, list[str]] = {}
+    for name in names:
+        units.setdefault(PROGRAMS[name].unit, []).append(name)
+    return units
+
+
+def compile_early() -> None:
+    """Starts to compile what every cable needs and the cache lacks, for :func:`images` to fetch."""
+    for unit, names in _units(program.name for program in _NORMAL if program.kind == "tc").items():
+        if any(_cached(PROGRAMS[name]) is None for name in names):
+            _early[unit] = _Compiler(names)
+            atexit.register(_early[unit].close)
 
 
 def compile_programs(names: Iterable[str]) -> dict[str, bytes]:
@@ -170,37 +218,14 @@ def compile_programs(names: Iterable[str]) -> dict[str, bytes]:
 
     Raises KernelFeatureError with clang's first error, or with what has to be installed.
     """
-    images: dict[str, bytes] = {}
-    units: dict[str, list[str]] = {}
-    for name in names:
-        units.setdefault(PROGRAMS[name].unit, []).append(name)
-    with tempfile.TemporaryDirectory(prefix="vdexdp-compile-") as scratch:
-        children = {
-            unit: subprocess.Popen(
-                command(members, Path(scratch) / unit),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                cwd=scratch,
-                env={**os.environ, "PYTHONPATH": str(Path(abi.__file__).resolve().parents[2])},
-            )
-            for unit, members in units.items()
-        }
-        try:
-            for unit, child in children.items():
-                messages, _ = child.communicate(timeout=_COMPILE_SECONDS)
-                if child.returncode:
-                    raise _refused(", ".join(units[unit]), messages.decode(errors="replace"))
-                for name in units[unit]:
-                    images[name] = (Path(scratch) / unit / PROGRAMS[name].function).read_bytes()
-                    store(PROGRAMS[name], images[name])
-        except subprocess.TimeoutExpired:
-            raise KernelFeatureError("compiler", f"no result within {_COMPILE_SECONDS} s", "try again") from None
-        finally:
-            for child in children.values():
-                if child.poll() is None:
-                    child.kill()
-                    child.wait()
+    units = _units(names)
+    with ExitStack() as undo:
+        compilers = [_early.pop(unit) if unit in _early else _Compiler(units[unit]) for unit in units]
+        for compiler in compilers:
+            undo.callback(compiler.close)
+        images: dict[str, bytes] = {}
+        for compiler in compilers:
+            images |= compiler.result()
     return images
 
 
@@ -226,7 +251,8 @@ def images(names: Iterable[str]) -> dict[str, bytes]:
     wanted = list(names)
     found = {name: image for name in wanted if (image := _cached(PROGRAMS[name])) is not None}
     missing = [name for name in wanted if name not in found]
-    return found | (compile_programs(missing) if missing else {})
+    compiled = compile_programs(missing) if missing else {}
+    return {name: found.get(name) or compiled[name] for name in wanted}
 
 
 def relocate(image: bytes, map_fds: Mapping[str, int]) -> bytes:

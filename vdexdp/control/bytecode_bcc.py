@@ -2,8 +2,8 @@
 """The compiler's child process: C source in, BPF instructions out.  The only importer of bcc.
 
 It is a process of its own because LLVM's memory is never given back, bcc changes the working directory, and clang
-writes its messages to descriptor 2.  Run as ``python -m vdexdp.control.bytecode_bcc SCRATCH SOURCE,… FUNCTION,…
-CFLAG…``; each function's instructions are written to a file of its name in the directory SCRATCH.
+writes its messages to descriptor 2.  Run as ``python -m vdexdp.control.bytecode_bcc SOURCE,… FUNCTION,… CFLAG…``; on
+descriptor 1 comes a JSON object with each function's instructions in hexadecimal, on 2 clang's messages.
 
 No kernel headers are needed: bcc is pointed to a stub tree with the few files that its own preamble includes, and with
 links to the uapi headers of linux-libc-dev.
@@ -11,8 +11,10 @@ links to the uapi headers of linux-libc-dev.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 _KCONFIG = """\
@@ -70,21 +72,25 @@ def make_tree(tree: Path) -> None:
 
 
 def main(argv: list[str]) -> int:
-    scratch, sources, functions, *cflags = argv
+    sources, functions, *cflags = argv
     paths = [Path(source) for source in sources.split(",")]
-    make_tree(Path(scratch))
-    os.environ["BCC_KERNEL_SOURCE"] = scratch
-    import bcc
+    out = os.dup(1)
+    os.dup2(2, 1)  # whatever LLVM prints is a message
+    with tempfile.TemporaryDirectory(prefix="vdexdp-compile-") as tree:
+        make_tree(Path(tree))
+        os.environ["BCC_KERNEL_SOURCE"] = tree
+        import bcc
 
-    # bcc keeps only functions of the main file apart: the sources are joined, not included.
-    text = "\n".join(path.read_text() for path in paths)
-    try:
-        bpf = bcc.BPF(text=text, cflags=["-w", "-I", str(paths[0].resolve().parent), *cflags])
-        for function in functions.split(","):
-            (Path(scratch) / function).write_bytes(bpf.dump_func(function))
-    except Exception as error:  # bcc raises nothing narrower; clang's own messages went to descriptor 2
-        print(f"{sources}: {error}", file=sys.stderr)
-        return 1
+        # bcc keeps only functions of the main file apart: the sources are joined, not included.
+        text = "\n".join(path.read_text() for path in paths)
+        try:
+            bpf = bcc.BPF(text=text, cflags=["-w", "-I", str(paths[0].resolve().parent), *cflags])
+            images = {function: bpf.dump_func(function).hex() for function in functions.split(",")}
+        except Exception as error:  # bcc raises nothing narrower; clang's own messages went to descriptor 2
+            print(f"{sources}: {error}", file=sys.stderr)
+            return 1
+    with os.fdopen(out, "w") as stream:
+        json.dump(images, stream)
     return 0
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import Final
 
@@ -21,6 +22,10 @@ _JUMPS: Final = {
     "port_tc": abi.K["JUMP_BOUNCE"],
 }
 """Programs that others continue in, and their places in the map ``jumps``."""
+
+
+LOADERS: Final = 4
+"""Programs that are verified at once."""
 
 
 def denied(error: OSError) -> HostError:
@@ -50,15 +55,24 @@ class Programs:
         if not missing:
             return
         fds = {name: one.fd for name, one in self.maps.items()}
-        with ExitStack() as undo:
-            loaded: dict[str, int] = {}
-            for name, image in bytecode.images(missing).items():
-                kind = bytecode.PROGRAMS[name].kind
-                try:
-                    fd = loaded[missing[name]] = libbpf.prog_load(kind, name, bytecode.relocate(image, fds))
-                except OSError as error:
-                    raise denied(error) from error
-                undo.callback(os.close, fd)
+        images = bytecode.images(missing)
+
+        def load(name: str) -> int:
+            return libbpf.prog_load(bytecode.PROGRAMS[name].kind, name, bytecode.relocate(images[name], fds))
+
+        loaded: dict[str, int] = {}
+        # The verifier walks a hundred thousand instructions of the larger ones, and takes several programs at once.
+        with ExitStack() as undo, ThreadPoolExecutor(LOADERS) as pool:
+            results = [(missing[name], pool.submit(load, name)) for name in images]
+            for name, result in results:
+                if result.exception() is None:
+                    loaded[name] = result.result()
+                    undo.callback(os.close, loaded[name])
+            try:
+                for _, result in results:
+                    result.result()
+            except OSError as error:
+                raise denied(error) from error
             undo.pop_all()
         self._fds |= loaded
         for name in _JUMPS.keys() & loaded.keys():
