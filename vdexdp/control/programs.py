@@ -24,6 +24,9 @@ _JUMPS: Final = {
 """Programs that others continue in, and their places in the map ``jumps``."""
 
 
+_COMMON: Final = ("uplink_ingress", "exception_ingress")
+"""What nearly every daemon comes to need, loaded along with the first program that it needs."""
+
 LOADERS: Final = 4
 """Programs that are verified at once."""
 
@@ -50,7 +53,7 @@ class Programs:
 
         Either all or none: programs of two versions are not mixed.
         """
-        wanted = dict.fromkeys((*_JUMPS, *(_PROGRAM_AT.get(point, point) for point in points)))
+        wanted = dict.fromkeys((*_JUMPS, *_COMMON, *(_PROGRAM_AT.get(point, point) for point in points)))
         missing = {self.prefix + name: name for name in wanted if name not in self._fds}
         if not missing:
             return
