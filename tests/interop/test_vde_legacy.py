@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernelkit import streams, transfer
-from tests.labkit import VDEXDP, require_tool
+from tests.labkit import VDEXDP, require_tool, settled
 from vdexdp.lab import Lab, Namespace, Process, wait_until
 from vdexdp.lab.measure import iperf_server, ping
 
@@ -69,8 +69,7 @@ def check(left: Namespace, right: Namespace, address: str) -> None:
     server = iperf_server(right)
     streams(left, address, 0.02)
     server.stop()
-    after = ping(left, address, count=5)
-    assert after.received == after.sent
+    settled(left, address)
 
 
 ORDERS = [
@@ -119,8 +118,7 @@ def test_vdens(lab: Lab, place: Path) -> None:
     inside.wait_output("listening")
     wait_until(lambda: ping(guest, "10.0.0.3", count=1, timeout=0.3).received, timeout=10)
     assert transfer(guest, "10.0.0.3", 20)[0] > 0.02
-    after = ping(guest, "10.0.0.3", count=5)
-    assert after.received == after.sent
+    settled(guest, "10.0.0.3")
     wait_until(lambda: inside.output().count("listening") == 2)
     assert transfer(guest, "10.0.0.3", 20, "-R")[0] > 0.02
     inside.wait_output("all done")
@@ -136,6 +134,7 @@ def test_ports_and_descriptions_as_vde_switch_sees_them(lab: Lab, place: Path) -
         host.spawn(*OURS, "--port", "7", f"{place}/sw", "null://"),
         host.spawn(*OURS, f"vde://{place}/sw[no-such-group]", "null://"),
     ]
+    refused = host.spawn(*OURS, f"vde://{place}/sw[5000]", "null://")  # which it finds out by waiting
     for plug in plugs:
         plug.wait_output("in userspace")
     os.write(switch.console, b"port/allprint\n")  # type: ignore[attr-defined]
@@ -151,9 +150,8 @@ def test_ports_and_descriptions_as_vde_switch_sees_them(lab: Lab, place: Path) -
     assert sorted(ports) == ["0001", "0005", "0007"]
     assert ports["0005"].startswith("mine user=0 pid=")
     assert ports["0005"].endswith(" SSH=192.0.2.7")
-    refused = host.run(*OURS, f"vde://{place}/sw[5000]", "null://", check=False)
-    assert refused.returncode == 1
-    assert "vde_switch is silent where it can't give a port: 5000 may be taken or too high" in refused.stderr
+    assert refused.wait() == 1
+    assert "vde_switch is silent where it can't give a port: 5000 may be taken or too high" in refused.output()
 
 
 @pytest.mark.parametrize("client", [STOCK, OURS], ids=["stock", "ours"])
