@@ -6,9 +6,11 @@ Every contestant has the same network: hosts *left* and *right* are network name
 underlay with an MTU of 9000, so that the guests' 1500 bytes need no fragments; a guest namespace on each.  Each
 is set up as well as it can be:
 
-* the kernel's guests are veths on a Linux bridge, together with a multicast vxlan device; GSO everywhere; *
-stock VDE's tap is on a Linux bridge with the guest's veth (a tap moved into the guest brings no more: both were
-tried); * ours are veths whose near ends are ``netdev://`` ports.
+* a bare veth between the guests, without hosts, shows the most that can be reached;
+* the kernel's guests are veths on a Linux bridge, together with a multicast vxlan device; GSO everywhere;
+* stock VDE's tap is on a Linux bridge with the guest's veth (a tap moved into the guest brings no more: both were
+tried);
+* ours are veths whose near ends are ``netdev://`` ports.
 """
 
 from __future__ import annotations
@@ -121,6 +123,26 @@ class LacContestant(Contestant):
         }
 
 
+class Bare(LacContestant):
+    """The ceiling: what the guests' own stacks and one veth cost, everybody pays."""
+
+    key = "veth"
+    title = "bare veth"
+    how = "no hosts and no LAC: the guests have the two ends of one veth, the most that their stacks can do here"
+
+    def join(self, lab: Lab, host: Namespace, number: int) -> Namespace:
+        guest = lab.namespace(f"g{number}")
+        if number == 2:
+            lab.pair(self.left_guest, "eth0", guest, "eth0")
+            for place, end in enumerate((self.left_guest, guest), 1):
+                lab.address(end, "eth0", place)
+        return guest
+
+    def flood(self) -> float:
+        with _polling(self.right_guest, "eth0"):
+            return flood(self.left_guest, self.right_guest, self.frame, FRAME_SECONDS).received
+
+
 class Kernel(LacContestant):
     key = "kernel"
     title = "bridge + kernel vxlan"
@@ -203,5 +225,5 @@ def describe(measured: Mapping[str, float]) -> str:
 def run(runs: int, seconds: int, say: Progress) -> Report:
     """Measure ``runs`` rounds with TCP streams of ``seconds``.  Raises HostError where a needed tool is missing."""
     require_tools("ip", "iperf3", "ping", "ethtool")
-    contestants = [kind(seconds) for kind in (Kernel, Stock, Vdexdp, VdexdpXdp)]
+    contestants = [kind(seconds) for kind in (Bare, Kernel, Stock, Vdexdp, VdexdpXdp)]
     return Report("lac", ABOUT, runs, METRICS, TARGETS, compete(contestants, runs, say, describe))
