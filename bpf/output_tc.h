@@ -291,6 +291,7 @@ static __always_inline int send_tunnel(struct __sk_buff *skb, const struct tunne
 	struct eth eth;
 	__be16 proto, outer_proto = v6 ? PROTO_IPV6 : PROTO_IP;
 	int exception = -1;
+	long error;
 
 	if (!c) /* never: every tunnel has its slot; said once here, it halves the verifier's work */
 		return VERDICT_DROP;
@@ -347,7 +348,10 @@ static __always_inline int send_tunnel(struct __sk_buff *skb, const struct tunne
 		return count_drop(c, DROP_NO_ROOM);
 	/* A header of constant length keeps the stores below checkable for old verifiers. */
 	inner_len = ETH_LEN + 4 * tags.count;
-	if (skb_adjust_room(skb, outer_len + 4 * tags.count, ROOM_MAC, room)) {
+	error = skb_adjust_room(skb, outer_len + 4 * tags.count, ROOM_MAC, room);
+	if (error == ERROR_INVALID) /* a kernel that can't be told what is inside: it segments super-packets itself */
+		error = skb_adjust_room(skb, outer_len + 4 * tags.count, ROOM_MAC, room & ~(__u64)ROOM_ENCAP_L2_ETH);
+	if (error) {
 		/*
 		 * A guest's own tunnel: the skb is marked as encapsulated already.  A super-packet goes to the exception tap, which segments
 		 * it, and comes back as plain frames; for those, room without a second mark is enough.

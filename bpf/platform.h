@@ -9,7 +9,8 @@
  * Each program is built once more with -DOBSERVED_BUILD, for the time that somebody watches it: see observe.h.
  *
  * Helpers are declared here by number, since bcc 0.26 declares some with arguments missing and libbpf's header is not
- * needed then.
+ * needed then.  Some of them have a stand-in with the same arguments, which the loader puts in where the kernel is found to lack
+ * them (vdexdp/control/features.py).
  */
 #ifndef VDEXDP_PLATFORM_H
 #define VDEXDP_PLATFORM_H
@@ -74,8 +75,10 @@ static long (*skb_adjust_room)(struct __sk_buff *skb, __s32 delta, __u32 mode, _
 static long (*redirect_map)(void *map, __u64 key, __u64 flags) = HELPER(51);
 static long (*ringbuf_output)(void *ring, void *data, __u64 size, __u64 flags) = HELPER(130);
 static long (*redirect_neigh)(__u32 ifindex, void *params, int params_len, __u64 flags) = HELPER(152);
-static long (*redirect_peer)(__u32 ifindex, __u64 flags) = HELPER(155);
-static __u64 (*ktime_ns)(void) = HELPER(160); /* coarse; the loader puts the fine one in before 5.11 */
+static long (*redirect_peer)(__u32 ifindex, __u64 flags) = HELPER(155); /* redirect where the kernel lacks it */
+static __u64 (*ktime_ns)(void) = HELPER(160); /* coarse; ktime_fine where the kernel lacks it */
+
+static __u64 (*xdp_get_buff_len)(struct xdp_md *ctx) = HELPER(188); /* 0 where the kernel has no XDP with fragments */
 
 /* Keeps clang from using what it knows of a value, so that the verifier sees the bound as well. */
 #define OPAQUE(x) asm volatile("" : "+r"(x))
@@ -89,13 +92,16 @@ static __u64 (*ktime_ns)(void) = HELPER(160); /* coarse; the loader puts the fin
 /* Verdicts and flags by their kernel names' values (uapi/linux/pkt_cls.h, uapi/linux/bpf.h). */
 #define VERDICT_NEXT (-1) /* TC_ACT_UNSPEC, TCX_NEXT: not ours */
 #define VERDICT_DROP 2 /* TC_ACT_SHOT */
+#define ERROR_INVALID (-22) /* -EINVAL */
 #define TO_INGRESS 1 /* BPF_F_INGRESS */
 #define ROOM_MAC 1 /* BPF_ADJ_ROOM_MAC */
 #define ROOM_FIXED_GSO (1 << 0)
 #define ROOM_ENCAP_L3_IPV4 (1 << 1)
 #define ROOM_ENCAP_L3_IPV6 (1 << 2)
 #define ROOM_ENCAP_L4_UDP (1 << 4)
+#ifndef ROOM_ENCAP_L2_ETH /* a test puts in a flag that no kernel knows */
 #define ROOM_ENCAP_L2_ETH (1 << 6)
+#endif
 #define ROOM_DECAP_L3_IPV4 (1 << 7)
 #define ROOM_DECAP_L3_IPV6 (1 << 8)
 #define ROOM_ENCAP_L2(len) (((__u64)(len) & 0xff) << 56)

@@ -47,7 +47,7 @@ static __always_inline int encap_xdp(struct xdp_md *ctx, const struct tunnel_inf
 static __always_inline int port_fast(struct xdp_md *ctx, __u64 *start)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	__u32 ifindex = ctx->ingress_ifindex, len = end - data, to, *in;
+	__u32 ifindex = ctx->ingress_ifindex, len = end - data, to, *in, whole;
 	struct port_info *port, *out = NULL;
 	struct fdb_key key = {};
 	struct fdb_entry at = {}, *e;
@@ -64,6 +64,10 @@ static __always_inline int port_fast(struct xdp_md *ctx, __u64 *start)
 	*start = port ? sample_start(port, c, PATH_XDP) : 0;
 	sw = port ? switch_at(port->switch_id) : NULL;
 	if (!sw || (void *)(eth + 1) > end || sw->mode != MODE_SWITCH)
+		return left_to_tc(c);
+	/* A frame in fragments, of which only the first can be seen here. */
+	whole = xdp_get_buff_len(ctx);
+	if (whole && whole != len)
 		return left_to_tc(c);
 	key.switch_id = port->switch_id;
 	if (inspect(eth, end, &key))

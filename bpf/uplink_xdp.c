@@ -40,7 +40,7 @@ static __always_inline int uplink_fast(struct xdp_md *ctx, __u64 *start)
 	if ((void *)(eth + 1) > end)
 		return left_to_tc(c);
 	len = end - (void *)eth;
-	/* Padding, truncation and goodbyes are tc's. */
+	/* Padding, truncation, goodbyes, and frames in fragments, of which only the first can be seen here, are tc's. */
 	if (len != o.payload)
 		return left_to_tc(c);
 	fdb_key.switch_id = port->switch_id;

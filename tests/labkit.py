@@ -3,19 +3,21 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
 from vdexdp.control import libbpf
+from vdexdp.control.features import Features
 from vdexdp.lab import Namespace, wait_until
 from vdexdp.lab.measure import ping
 
@@ -67,28 +69,29 @@ def _live_frames() -> bool:
     return True
 
 
-def _link(kind: str, attach_type: int, flags: int = 0) -> Callable[[], bool]:
-    """A probe: does a BPF link of this type hold on the loopback of the session's own namespace?"""
-
-    def probe() -> bool:
-        program = libbpf.prog_load(kind, "probe", RETURN_1)
-        try:
-            os.close(libbpf.link_create(program, socket.if_nametoindex("lo"), attach_type, flags))
-        except OSError:
-            return False
-        finally:
-            os.close(program)
-        return True
-
-    return probe
+def kernel_option(name: str) -> bool | None:
+    """Whether the running kernel was built with CONFIG_<name>, as a module too; None where it does not tell."""
+    packed, plain = Path("/proc/config.gz"), Path(f"/boot/config-{os.uname().release}")
+    if packed.exists():
+        text = gzip.decompress(packed.read_bytes()).decode()
+    elif plain.exists():
+        text = plain.read_text()
+    else:
+        return None
+    return re.search(rf"^CONFIG_{name}=[ym]$", text, re.MULTILINE) is not None
 
 
 @dataclass(frozen=True)
 class Feature:
-    """``since`` is the first kernel version that has it always, None for a matter of configuration."""
+    """``probe``: is it here?  ``since``: the first kernel version that has it, if built with CONFIG_<``option``>."""
 
-    since: tuple[int, int] | None
     probe: Callable[[], bool]
+    since: tuple[int, int]
+    option: str = ""
+
+    def expected(self) -> bool:
+        """Whether it is known to exist here, whatever the probe says.  A kernel that hides its options has them all."""
+        return kernel_version() >= self.since and (not self.option or kernel_option(self.option) is not False)
 
 
 def cgroup2() -> str:
@@ -104,16 +107,23 @@ def _overlay() -> bool:
         return "\toverlay\n" in file.read()
 
 
+_features = Features()
 FEATURES: dict[str, Feature] = {
-    "bridge": Feature(None, _link_type("bridge")),
-    "cgroup2": Feature(None, lambda: bool(cgroup2())),
-    "overlay": Feature(None, _overlay),
-    "vxlan": Feature(None, _link_type("vxlan", "id", "1", "dstport", "4789")),
-    "live-frames": Feature((5, 18), _live_frames),
-    "macvtap": Feature(None, _macvtap),
-    "tcx": Feature((6, 6), _link("tc", libbpf.ATTACH_TCX_INGRESS)),
-    "xdp-link": Feature((5, 9), _link("xdp", libbpf.ATTACH_XDP, libbpf.XDP_FLAGS_SKB_MODE)),
-    "veth": Feature((2, 6), _link_type("veth")),
+    "veth": Feature(_link_type("veth"), (2, 6), "VETH"),
+    "bridge": Feature(_link_type("bridge"), (2, 6), "BRIDGE"),
+    "vxlan": Feature(_link_type("vxlan", "id", "1", "dstport", "4789"), (3, 7), "VXLAN"),
+    "macvtap": Feature(_macvtap, (2, 6), "MACVTAP"),
+    "cgroup2": Feature(lambda: bool(cgroup2()), (4, 5), "CGROUPS"),
+    "overlay": Feature(_overlay, (3, 18), "OVERLAY_FS"),
+    "live-frames": Feature(_live_frames, (5, 18)),
+    "xdp_link": Feature(lambda: _features.xdp_link, (5, 9)),
+    "redirect_peer": Feature(lambda: _features.redirect_peer, (5, 10)),
+    "coarse_clock": Feature(lambda: _features.coarse_clock, (5, 11)),
+    "encap_ethernet": Feature(lambda: _features.encap_ethernet, (5, 13)),
+    "broadcast": Feature(lambda: _features.broadcast, (5, 14)),
+    "frags": Feature(lambda: _features.frags, (5, 18)),
+    "decap_typed": Feature(lambda: _features.decap_typed, (6, 3)),
+    "tcx": Feature(lambda: _features.tcx, (6, 6)),
 }
 _probed: dict[str, bool] = {}
 
@@ -121,27 +131,29 @@ _probed: dict[str, bool] = {}
 def require(feature: str) -> None:
     """Go on only where the kernel has the feature.
 
-    Too old for it: the test is skipped, saying so.  New enough, and yet the probe failed: the test fails, because the
-    probe or the code is wrong.
+    Too old for it, or built without: the test is skipped, saying so.  Known to have it, and yet the probe failed: the
+    test fails, because the probe or the code is wrong.
     """
     known = FEATURES[feature]
     if feature not in _probed:
         _probed[feature] = known.probe()
     if _probed[feature]:
         return
-    if known.since and kernel_version() >= known.since:
-        pytest.fail(
-            f"{feature}: this kernel should have it (since {known.since[0]}.{known.since[1]}), the probe says no"
-        )
-    pytest.skip(f"the kernel lacks {feature}")
+    since = f"kernels since {known.since[0]}.{known.since[1]} have it, and yet the probe says no"
+    lacking(feature, since, known=known.expected())
+
+
+def lacking(what: str, why: str, *, known: bool) -> NoReturn:
+    """The only place where a test is skipped: ``what`` is not here.  Where it is ``known`` to exist, the test fails."""
+    if known:
+        pytest.fail(f"{what}: should be here; {why}")
+    pytest.skip(f"{what}: not on this machine (Linux {os.uname().release})")
 
 
 def require_tool(name: str) -> str:
     """The path of a program that scripts/setup installs; a test fails without it."""
     found = shutil.which(name)
-    if not found:
-        pytest.fail(f"{name} is missing; run: sudo scripts/setup --test")
-    return found
+    return found or lacking(name, "run: sudo scripts/setup --test", known=True)
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def test_a_plug_is_quick(two_hosts: TwoHosts) -> None:
 
 def test_the_hook_of_an_uplink_is_the_users_choice(two_hosts: TwoHosts) -> None:
     """TCP with unfinished checksums passes an XDP uplink too; who comes later can't have another hook."""
-    require("xdp-link")
+    require("xdp_link")
     left, right = two_hosts.left, two_hosts.right
     for host in (left, right):
         host.ip(f"link set {UNDERLAY} mtu 1600")

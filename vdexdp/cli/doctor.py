@@ -13,7 +13,10 @@ from pathlib import Path
 import click
 
 from vdexdp.cli.printing import json_option, print_json, print_table
-from vdexdp.control.probe import Check, capabilities, probe_kernel
+from vdexdp.control.features import Features
+from vdexdp.control.netlink import Netlink
+from vdexdp.control.probe import Check, capabilities, probe_drivers, probe_kernel
+from vdexdp.control.unlinked import Xdp
 from vdexdp.errors import VdexdpError
 
 WORDS = {True: "ok", None: "slower", False: "MISSING"}
@@ -24,7 +27,7 @@ WORDS = {True: "ok", None: "slower", False: "MISSING"}
 @click.option("--clean", is_flag=True, help="Remove what killed daemons left and nobody needs.")
 def doctor(as_json: bool, clean: bool) -> int:
     """Check kernel, privileges, packages and leftovers; the exit status is 1 when the kernel path can't run."""
-    checks = [*_privileges(), *_devices(), *_packages(), *_sockets(clean), *_state(clean), *_kernel()]
+    checks = [*_privileges(), *_devices(), *_packages(), *_sockets(clean), *_state(clean), *probe_drivers(), *_kernel()]
     broken = any(check.ok is False for check in checks)
     if as_json:
         print_json({"ok": not broken, "checks": [asdict(check) for check in checks]})
@@ -105,7 +108,6 @@ def _sockets(clean: bool) -> list[Check]:
 def _state(clean: bool) -> list[Check]:
     """The daemon of this namespace, and what a killed one may have left."""
     from vdexdp.control import client, rundir
-    from vdexdp.control.netlink import Netlink
     from vdexdp.control.protocol import netns_inode
 
     checks = []
@@ -122,15 +124,26 @@ def _state(clean: bool) -> list[Check]:
         return checks
     with Netlink() as netlink:
         taps = [link.name for link in netlink.links() if link.kind == "tun" and link.name.startswith(("vdxp", "vdxb"))]
-        filters = netlink.clsact_leftovers()
-        if clean and filters and rundir.abandoned(netns_inode()):
-            for one in filters:
-                netlink.clsact_detach(one)
-            return [*checks, Check("leftovers", True, f"{len(filters)} tc filters: removed")]
-    if taps or filters:
-        detail = f"{len(filters)} tc filters, interfaces {', '.join(taps) or 'none'}"
+        filters, programs = netlink.clsact_leftovers(), _xdp_leftovers(netlink)
+        if clean and (filters or programs) and rundir.abandoned(netns_inode()):
+            for filter_ in filters:
+                netlink.clsact_detach(filter_)
+            for program in programs:
+                netlink.xdp_detach(program)
+            detail = f"{len(filters)} tc filters, {len(programs)} XDP programs: removed"
+            return [*checks, Check("leftovers", True, detail)]
+    if taps or filters or programs:
+        detail = f"{len(filters)} tc filters, {len(programs)} XDP programs, interfaces {', '.join(taps) or 'none'}"
         hint = "plugs without a daemon hold them, or a killed daemon left them; the next daemon takes over or cleans up"
         checks.append(Check("leftovers", None, detail, hint))
     else:
         checks.append(Check("leftovers", True, "none"))
     return checks
+
+
+def _xdp_leftovers(netlink: Netlink) -> list[Xdp]:
+    """XDP programs of ours that are attached without a link.  Only a kernel without links has any."""
+    try:
+        return [] if Features().xdp_link else netlink.xdp_leftovers()
+    except OSError:  # without privilege
+        return []

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 import click
 
 from vdexdp.cli.printing import json_option, print_json, print_table
-from vdexdp.control import hooks
+from vdexdp.control import client, features, hooks
 from vdexdp.control.netlink import Netlink
 from vdexdp.control.path import check, plan
 from vdexdp.control.probe import capabilities
@@ -55,11 +55,12 @@ def explain(first: str, second: str | None, as_json: bool) -> int:
             way, why = "user", slow[0].why
         if way == "kernel" and len(ends) == 2:
             _fit(netlink, parts, kernel)
+    lacks = [] if way == "user" else _lacks(parts, kernel)
     needs = "" if way == "user" or "CAP_NET_ADMIN" in capabilities() else "a running daemon, or root to start one"
     if as_json:
-        print_json({"way": way, "why": why, "needs": needs, "ends": [asdict(part) for part in parts]})
+        print_json({"way": way, "why": why, "needs": needs, "lacks": lacks, "ends": [asdict(part) for part in parts]})
     else:
-        _print(parts, way, why, needs)
+        _print(parts, way, why, needs, lacks)
     return 1 if any(part.problem for part in parts) else 0
 
 
@@ -121,7 +122,25 @@ def _fit(netlink: Netlink, parts: list[Part], ends: list[KernelEnd | NoKernelEnd
             part.notes.append(f"its MTU {link.mtu} is over {room}; set it with: ip link set {link.name} mtu {room}")
 
 
-def _print(parts: list[Part], way: str, why: str, needs: str) -> None:
+def _lacks(parts: list[Part], ends: list[KernelEnd | NoKernelEnd]) -> list[str]:
+    """What this kernel does not have of what the cable would use, and what is done instead.
+
+    Nothing where neither we nor a daemon may ask the kernel.
+    """
+    used = ["tcx", "coarse_clock"]
+    if any(isinstance(end, Tunnel) for end in ends):
+        used += ["encap_ethernet", "decap_typed"]
+    if any(isinstance(end, Netdev) and end.side == "wire" for end in ends):
+        used.append("redirect_peer")
+    if any(part.path == "xdp" for part in parts):
+        used += ["xdp_link", "frags"]
+    found = features.known(lambda: client.call("features")["features"])
+    return [
+        f"{features.TABLE[name].title}: {features.TABLE[name].instead}" for name in used if not found.get(name, True)
+    ]
+
+
+def _print(parts: list[Part], way: str, why: str, needs: str, lacks: list[str]) -> None:
     text = {
         "kernel": "No frame touches a process.",
         "bridge": f"The tunnel runs in the kernel, the other end in this process: {why}.",
@@ -131,6 +150,8 @@ def _print(parts: list[Part], way: str, why: str, needs: str) -> None:
     for part in parts:
         for note in part.notes:
             click.echo(f"{part.vnl}: {note}")
+    for lack in lacks:
+        click.echo(f"This kernel lacks {lack}.")
     if any(part.problem for part in parts):
         click.echo("As it is, this cable can't be plugged.")
         return

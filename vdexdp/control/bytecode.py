@@ -255,10 +255,12 @@ def images(names: Iterable[str]) -> dict[str, bytes]:
     return {name: found.get(name) or compiled[name] for name in wanted}
 
 
-def relocate(image: bytes, map_fds: Mapping[str, int]) -> bytes:
-    """Puts map descriptors in for the placeholders.
+def relocate(image: bytes, map_fds: Mapping[str, int], substitutes: Mapping[int, int | None]) -> bytes:
+    """Puts map descriptors in for the placeholders, and ``substitutes`` for the helpers that the kernel lacks.
 
-    Those are the immediates of ``ld_imm64`` (opcode 0x18) whose source register is BPF_PSEUDO_MAP_FD (1).
+    The former are the immediates of ``ld_imm64`` (opcode 0x18) whose source register is BPF_PSEUDO_MAP_FD (1), the
+    latter those of ``call`` (0x85) whose source register is 0.  In place of a call whose substitute is None, r0 is set
+    to 0.
     """
     names = _ALL_MAPS
     out = bytearray(image)
@@ -269,5 +271,9 @@ def relocate(image: bytes, map_fds: Mapping[str, int]) -> bytes:
                 (placeholder,) = struct.unpack_from("=i", out, offset + 4)
                 struct.pack_into("=i", out, offset + 4, map_fds[names[placeholder - FIRST_MAP]])
             offset += 8
+        elif out[offset] == 0x85 and out[offset + 1] >> 4 == 0:
+            (helper,) = struct.unpack_from("=i", out, offset + 4)
+            other = substitutes.get(helper, helper)
+            out[offset : offset + 8] = struct.pack("=BBhi", 0xB7 if other is None else 0x85, 0, 0, other or 0)
         offset += 8
     return bytes(out)

@@ -11,6 +11,7 @@ import sys
 
 from vdexdp import __version__
 from vdexdp.control import client, service
+from vdexdp.control.features import Features
 from vdexdp.control.log import Form, Log
 from vdexdp.control.netlink import Netlink
 from vdexdp.control.rundir import remove_abandoned
@@ -32,11 +33,14 @@ def raise_limits() -> None:
 
 
 def remove_leftovers(netlink: Netlink) -> int:
-    """Remove the tc filters that a killed daemon of ours left on a kernel without tcx; returns how many."""
-    found = netlink.clsact_leftovers()
-    for clsact in found:
+    """Remove what a killed daemon of ours left attached on a kernel without links for it; returns how many."""
+    filters = netlink.clsact_leftovers()
+    for clsact in filters:
         netlink.clsact_detach(clsact)
-    return len(found)
+    programs = [] if Features().xdp_link else netlink.xdp_leftovers()
+    for xdp in programs:
+        netlink.xdp_detach(xdp)
+    return len(filters) + len(programs)
 
 
 def end_running() -> None:
@@ -70,7 +74,7 @@ def run(*, auto: bool = False, verbose: bool = False, form: Form = "text", repla
     log = Log(form, quiet=auto, verbose=verbose)
     server = Server(log, auto=auto)
     if not server.awaited and (removed := remove_leftovers(server.netlink)):
-        log.say(f"removed {removed} filters that an earlier daemon left", "warning", filters=removed)
+        log.say(f"removed {removed} programs that an earlier daemon left attached", "warning", programs=removed)
     if left := remove_abandoned():
         log.say(f"removed the control sockets of {len(left)} daemons that were killed", "warning", sockets=len(left))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # while programs are loaded, or compiled by children

@@ -26,28 +26,13 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from vdexdp.control import abi, libbpf
+from vdexdp.control.features import Features
 from vdexdp.control.programs import Programs, denied
+from vdexdp.control.unlinked import xdp_refused
 from vdexdp.errors import HostError, KernelFeatureError
-
-_NOBODY = 0x7FFFFFFF
-"""An interface index that does not exist: attaching to it shows by its errno whether the kernel knows the attach
-type."""
-
-
-@dataclass(frozen=True)
-class Features:
-    """What this kernel was found to have, by trying.
-
-    ``tcx``: tc programs held by links (>= 6.6); else clsact.  ``xdp_link``: the same for XDP (>= 5.9).
-    """
-
-    tcx: bool
-    xdp_link: bool
 
 
 class Link:
@@ -68,8 +53,18 @@ class Link:
             undo()
 
 
+def is_xdp(point: str) -> bool:
+    """Whether an attach point is one of XDP."""
+    return point.endswith("_xdp")
+
+
+def xdp_flags(native: bool) -> int:
+    """The mode, as attaching wants it."""
+    return libbpf.XDP_FLAGS_DRV_MODE if native else libbpf.XDP_FLAGS_SKB_MODE
+
+
 def _attach_type(point: str) -> int:
-    if point.endswith("_xdp"):
+    if is_xdp(point):
         return libbpf.ATTACH_XDP
     return libbpf.ATTACH_TCX_EGRESS if point.endswith("_egress") else libbpf.ATTACH_TCX_INGRESS
 
@@ -100,7 +95,8 @@ class Dataplane:
 
     def __init__(self, maps: dict[str, libbpf.Map]) -> None:
         self.maps = maps
-        self.programs = Programs(maps)
+        self.features = Features()
+        self.programs = Programs(maps, self.features)
         self.observed: Programs | None = None
         """The observed build, while somebody watches; made and closed by :mod:`vdexdp.control.observe`."""
 
@@ -167,46 +163,25 @@ class Dataplane:
         """The loaded program's descriptor."""
         return self.active[point]
 
-    @cached_property
-    def features(self) -> Features:
-        def knows(point: str, attach_type: int) -> bool:
-            try:
-                os.close(libbpf.link_create(self.program(point), _NOBODY, attach_type))
-            except OSError as error:
-                return error.errno == errno.ENODEV
-            return True
-
-        return Features(tcx=knows("uplink_ingress", libbpf.ATTACH_TCX_INGRESS), xdp_link=True)
-
     def attach(self, ifindex: int, point: str, *, xdp_native: bool = True) -> Link:
-        """Attaches; raises KernelFeatureError or HostError, with nothing changed."""
+        """Attaches by a link; raises KernelFeatureError or HostError, with nothing changed."""
         flags = 0
-        if point.endswith("_xdp"):
-            flags = libbpf.XDP_FLAGS_DRV_MODE if xdp_native else libbpf.XDP_FLAGS_SKB_MODE
+        if is_xdp(point):
+            flags = xdp_flags(xdp_native)
         elif point.startswith("vlan_"):
             flags = libbpf.TCX_BEFORE  # of an uplink's, too: a tap can be that for what comes out of its port
         try:
             return Link(libbpf.link_create(self.program(point), ifindex, _attach_type(point), flags), point, ifindex)
         except OSError as error:
-            if error.errno == errno.EINVAL and not point.endswith("_xdp") and not self.features.tcx:
-                raise KernelFeatureError("tcx", "this kernel (before 6.6) has no links for tc programs") from error
-            if error.errno in (errno.EBUSY, errno.EEXIST):
-                raise HostError(
-                    f"interface {ifindex}",
-                    "another XDP program is attached",
-                    'see it with "bpftool net", or use hook=tc',
-                ) from error
-            if error.errno == errno.ERANGE and point.endswith("_xdp"):
-                raise KernelFeatureError(
-                    f"interface {ifindex}",
-                    "its MTU, or its far end's, is too large for XDP",
-                    "lower it, or use hook=tc",
-                ) from error
-            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL) and point.endswith("_xdp"):
-                raise KernelFeatureError(
-                    f"interface {ifindex}", f"its driver refuses native XDP ({os.strerror(error.errno)})", "use hook=tc"
-                ) from error
+            if error.errno == errno.EINVAL and not self.has_links(point):
+                raise KernelFeatureError(f"interface {ifindex}", "this kernel has no links for that") from error
+            if is_xdp(point):
+                raise xdp_refused(ifindex, error.errno or 0) from error
             raise HostError.from_oserror(f"interface {ifindex}", error) from error
+
+    def has_links(self, point: str) -> bool:
+        """Whether this kernel holds programs of this kind by links."""
+        return self.features.xdp_link if is_xdp(point) else self.features.tcx
 
     def replace(self, link_fd: int, point: str) -> bool:
         """Puts this version's program behind an existing link, without losing a frame.

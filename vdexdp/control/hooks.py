@@ -28,11 +28,14 @@ def finishes_checksums(link: LinkInfo) -> bool:
 
 @dataclass(frozen=True)
 class Choice:
-    """``xdp``: attach the XDP program too; ``native``: by the driver itself; ``why`` for the user."""
+    """``xdp``: attach the XDP program too; ``native``: by the driver itself, None where only trying can tell.
+
+    ``why`` is for the user.
+    """
 
     xdp: bool
     why: str
-    native: bool = True
+    native: bool | None = True
 
 
 def choose(
@@ -57,7 +60,9 @@ def choose(
             )
         return Choice(False, "the host's own end: its frames pass tc egress only")
     if hook == "xdp":
-        if native or features is None:
+        if features is None:
+            return Choice(True, "xdp was asked for, native XDP if the driver takes it", native=None)
+        if native:
             return Choice(True, "xdp was asked for")
         return Choice(True, f"xdp was asked for; {link.driver or 'the driver'} has none, so generic XDP", native=False)
     if link.kind or link.driver in VIRTUAL_DRIVERS:

@@ -14,7 +14,8 @@ import struct
 from pathlib import Path
 from typing import Final, Literal
 
-from vdexdp.control.dataplane import Dataplane, Link
+from vdexdp.control.dataplane import Dataplane, Link, is_xdp, xdp_flags
+from vdexdp.control.hooks import Choice
 from vdexdp.control.netlink import Netlink
 from vdexdp.control.tables import Tables
 from vdexdp.errors import HostError, KernelFeatureError, VdexdpError
@@ -44,17 +45,36 @@ class Host:
         self.dataplane.close()
 
     def attach(self, ifindex: int, point: str, *, xdp_native: bool = True) -> Link:
-        """Attach a program; by clsact where the kernel has no links for tc.  Raises HostError, with nothing changed."""
+        """Attach a program, by other means where the kernel has no links for it.
+
+        Raises HostError, with nothing changed.
+        """
         try:
             return self.dataplane.attach(ifindex, point, xdp_native=xdp_native)
         except KernelFeatureError:
-            if point.endswith("_xdp") or self.dataplane.features.tcx:
+            if self.dataplane.has_links(point):
                 raise
+        program = self.dataplane.program(point)
+        if is_xdp(point):
+            xdp = self.netlink.xdp_attach(ifindex, program, xdp_flags(xdp_native))
+            return Link(-1, point, ifindex, lambda: self.netlink.xdp_detach(xdp))
         direction: Literal["ingress", "egress"] = "egress" if point.endswith("_egress") else "ingress"
         # On a device that is both, the uplink's program has to see frames before the port's takes them all.
         slot = {"port": 0, "vlan": 2}.get(point.partition("_")[0], 1)
-        filter_ = self.netlink.clsact_attach(ifindex, direction, self.dataplane.program(point), slot)
+        filter_ = self.netlink.clsact_attach(ifindex, direction, program, slot)
         return Link(-1, point, ifindex, lambda: self.netlink.clsact_detach(filter_))
+
+    def attach_xdp(self, ifindex: int, point: str, choice: Choice) -> tuple[Link, str]:
+        """Attach an XDP program as chosen, and say how it was done.
+
+        Where it is to be found out whether the driver has native XDP, it is asked by trying.  Raises HostError.
+        """
+        if choice.native is not None:
+            return self.attach(ifindex, point, xdp_native=choice.native), choice.why
+        try:
+            return self.attach(ifindex, point), choice.why
+        except KernelFeatureError as error:
+            return self.attach(ifindex, point, xdp_native=False), f"{choice.why}; {error.cause}, so generic XDP"
 
     def adopt_link(self, fd: int | None, ifindex: int, point: str) -> Link:
         """Go on with a link from a lease, with this version's program behind it; attach anew where there was none.

@@ -294,11 +294,12 @@ class Map:
             self.fd = -1
 
 
-def prog_load(kind: str, name: str, instructions: bytes, *, prog_flags: int = 0) -> int:
+def prog_load(kind: str, name: str, instructions: bytes, *, prog_flags: int = 0, log: bool = True) -> int:
     """Loads a program ("tc" or "xdp") and returns its descriptor.
 
     Raises PermissionError-like OSError where bpf(2) is not allowed, KernelFeatureError with the verifier's last useful
-    lines in its cause where the kernel refuses the program; the whole log is the exception's ``log``.
+    lines in its cause where the kernel refuses the program; the whole log is the exception's ``log``.  Without ``log``
+    a refusal, too, is an OSError, and cheap.
     """
     options = _ProgOptions(sz=ctypes.sizeof(_ProgOptions), attempts=5, prog_flags=prog_flags)
     image = ctypes.create_string_buffer(instructions, len(instructions))
@@ -306,15 +307,15 @@ def prog_load(kind: str, name: str, instructions: bytes, *, prog_flags: int = 0)
     fd: int = _lib().bpf_prog_load(*args, ctypes.byref(options))
     if fd >= 0:
         return fd
-    if -fd == errno.EPERM:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    if -fd == errno.EPERM or not log:
+        raise OSError(-fd, os.strerror(-fd))
     size = 1 << 24
-    log = ctypes.create_string_buffer(size)
-    options.log_buf, options.log_size, options.log_level = ctypes.addressof(log), size, 1
+    buffer = ctypes.create_string_buffer(size)
+    options.log_buf, options.log_size, options.log_level = ctypes.addressof(buffer), size, 1
     fd = _lib().bpf_prog_load(*args, ctypes.byref(options))
     if fd >= 0:
         return fd
-    text = log.value.decode(errors="replace")
+    text = buffer.value.decode(errors="replace")
     useful = [line for line in text.splitlines() if line and not line.startswith(("processed ", "verification time"))]
     refusal = KernelFeatureError(
         f"program {name}",
@@ -379,6 +380,23 @@ def prog_test_run(
         b"" if ctx_out is None else ctx_out.raw[: options.ctx_size_out],
         options.duration,
     )
+
+
+class _ProgInfo(ctypes.Structure):
+    """The start of struct bpf_prog_info (uapi/linux/bpf.h)."""
+
+    _fields_ = [("before", ctypes.c_uint8 * 64), ("name", ctypes.c_char * 16)]
+
+
+def prog_name(prog_id: int) -> str:
+    """The name that a program of anybody's was loaded by.  Raises OSError; EPERM without CAP_SYS_ADMIN."""
+    fd = _check(_lib().bpf_prog_get_fd_by_id(ctypes.c_uint32(prog_id)))
+    try:
+        info, size = _ProgInfo(), ctypes.c_uint32(ctypes.sizeof(_ProgInfo))
+        _check(_lib().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)))
+        return bytes(info.name).decode(errors="replace")
+    finally:
+        os.close(fd)
 
 
 class MapInfo(ctypes.Structure):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the daemon asks of rtnetlink and the netdev family; the only importer of pyroute2.
+"""What the daemon asks of rtnetlink and the netdev family; with :mod:`vdexdp.control.unlinked` the only importer of
+pyroute2.
 
 Everything acts in the network namespace of the calling process.  Results are small frozen objects, so nobody else sees
 pyroute2's dictionaries.
@@ -22,10 +23,10 @@ from pyroute2.netlink.generic import GenericNetlinkSocket
 from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_LINK
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
+from vdexdp.control.unlinked import Unlinked
 from vdexdp.errors import HostError, RequestError
 
 ARPHRD_ETHER: Final = 1
-ETH_P_ALL: Final = 3
 IFF_UP: Final = 1
 XDP_BASIC: Final = 1
 XDP_REDIRECT: Final = 2
@@ -106,7 +107,7 @@ class _NetdevMessage(genlmsg):  # type: ignore[misc]
     )
 
 
-class Netlink:
+class Netlink(Unlinked):
     """One socket for requests.  Close it, or use it in ``with``."""
 
     def __init__(self) -> None:
@@ -246,96 +247,6 @@ class Netlink:
         except (NetlinkError, OSError):
             return None
         return None
-
-    # Kernels without tcx: a clsact qdisc with a direct-action cls_bpf filter of ours.
-
-    def clsact_attach(
-        self, ifindex: int, direction: Literal["ingress", "egress"], program: int, slot: int = 0
-    ) -> Clsact:
-        """Attach a tc program by descriptor in place of ours before, if any, adding the qdisc where it is missing.
-
-        ``slot`` tells several filters of ours on one side apart; the highest runs first.  Raises HostError.
-        """
-        created = not any(q.get_attr("TCA_KIND") == "clsact" for q in self._route.get_qdiscs(index=ifindex))
-        try:
-            if created:
-                self._route.tc("add", "clsact", index=ifindex)
-            self._route.tc(
-                "replace-filter",
-                "bpf",
-                index=ifindex,
-                handle=CLSACT_HANDLE,
-                parent=CLSACT_PARENT[direction],
-                prio=CLSACT_PRIORITY - slot,
-                protocol=ETH_P_ALL,
-                fd=program,
-                name=CLSACT_NAME,
-                direct_action=True,
-            )
-        except NetlinkError as error:
-            if created:
-                self._clsact_remove_if_empty(ifindex)
-            raise HostError(f"interface {ifindex}", f"clsact refused: {error}") from error
-        return Clsact(ifindex, direction, slot, created)
-
-    def clsact_detach(self, clsact: Clsact) -> None:
-        """Remove our filter, and the qdisc if nobody else uses it.  Missing is fine."""
-        try:
-            self._route.tc(
-                "del-filter",
-                "bpf",
-                index=clsact.ifindex,
-                handle=CLSACT_HANDLE,
-                parent=CLSACT_PARENT[clsact.direction],
-                prio=CLSACT_PRIORITY - clsact.slot,
-                protocol=ETH_P_ALL,
-            )
-        except NetlinkError:
-            pass
-        if clsact.alone:
-            self._clsact_remove_if_empty(clsact.ifindex)
-
-    def clsact_leftovers(self) -> list[Clsact]:
-        """Filters of ours, whoever attached them: what a killed daemon leaves on kernels without tcx."""
-        found: list[Clsact] = []
-        for qdisc in self._route.get_qdiscs():
-            if qdisc.get_attr("TCA_KIND") == "clsact":
-                found += self._ours(qdisc["index"], "ingress") + self._ours(qdisc["index"], "egress")
-        return found
-
-    def _ours(self, ifindex: int, direction: Literal["ingress", "egress"]) -> list[Clsact]:
-        slots = [
-            CLSACT_PRIORITY - (item["info"] >> 16)
-            for item in self._filters(ifindex, CLSACT_PARENT[direction])
-            if (options := item.get_attr("TCA_OPTIONS")) is not None and options.get_attr("TCA_BPF_NAME") == CLSACT_NAME
-        ]
-        return [Clsact(ifindex, direction, slot) for slot in slots]
-
-    def _filters(self, ifindex: int, parent: int) -> list[Any]:
-        return list(self._route.get_filters(index=ifindex, parent=parent))
-
-    def _clsact_remove_if_empty(self, ifindex: int) -> None:
-        try:
-            if not any(self._filters(ifindex, parent) for parent in CLSACT_PARENT.values()):
-                self._route.tc("del", "clsact", index=ifindex)
-        except NetlinkError:
-            pass
-
-
-CLSACT_PARENT: Final[dict[str, int]] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
-CLSACT_PRIORITY: Final = 0x5644
-CLSACT_HANDLE: Final = 1
-CLSACT_NAME: Final = "vdexdp"
-
-
-@dataclass(frozen=True)
-class Clsact:
-    """Our filter at one side of one interface; ``alone``: the qdisc goes with it, if nobody else has a filter there."""
-
-    ifindex: int
-    direction: Literal["ingress", "egress"]
-    slot: int = 0
-    alone: bool = True
 
 
 def _link_info(found: Any) -> LinkInfo:

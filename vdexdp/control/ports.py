@@ -159,7 +159,7 @@ class Ports:
         port.hooks, port.why = ["tc"], choice.why
         if choice.xdp:
             try:
-                port.links["port_xdp"] = host.attach(port.ifindex, "port_xdp", xdp_native=choice.native)
+                port.links["port_xdp"], port.why = host.attach_xdp(port.ifindex, "port_xdp", choice)
                 port.hooks = ["xdp", "tc"]
             except VdexdpError as error:
                 port.why = f"{error.cause}: tc"

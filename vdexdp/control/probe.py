@@ -18,7 +18,9 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from vdexdp.control.dataplane import Dataplane
-from vdexdp.control.netlink import Netlink
+from vdexdp.control.features import TABLE
+from vdexdp.control.host import Host
+from vdexdp.control.netlink import XDP_BASIC, XDP_REDIRECT, Netlink
 from vdexdp.errors import HostError, KernelFeatureError, VdexdpError
 
 CLONE_NEWNET: Final = 0x40000000
@@ -74,6 +76,7 @@ def _checks() -> list[Check]:
             dataplane = Dataplane.create()
         except VdexdpError as error:
             return [Check("bpf(2)", False, error.cause, error.hint)]
+        host = Host(dataplane, netlink)
         checks.append(Check("bpf(2)", True, "maps of every kind that is used can be made"))
         for point in POINTS:
             begin = time.monotonic()
@@ -85,29 +88,19 @@ def _checks() -> list[Check]:
                 only_speed = None if point.endswith("_xdp") and isinstance(error, KernelFeatureError) else False
                 checks.append(Check(f"program {point}", only_speed, error.cause, error.hint))
                 return checks
-        checks.append(_tcx(dataplane.features.tcx))
-        checks.append(_try("native XDP on veth", lambda: dataplane.attach(veth, "port_xdp").close()))
-        checks.append(_try("generic XDP", lambda: dataplane.attach(veth, "port_xdp", xdp_native=False).close()))
+        checks += [_feature(name, there) for name, there in dataplane.features.all().items()]
+        checks.append(_try("native XDP on veth", lambda: host.attach(veth, "port_xdp").close()))
+        checks.append(_try("generic XDP", lambda: host.attach(veth, "port_xdp", xdp_native=False).close()))
         checks.append(_try("XDP redirect map", lambda: dataplane.maps["tx_ports"].update(1, veth)))
-        features = netlink.xdp_features(veth)
-        known = "told by the kernel" if features is not None else "not told by this kernel (before 6.3)"
-        checks.append(Check("XDP features of drivers", True if features is not None else None, known))
         if not dataplane.features.tcx:
-            checks.append(_try("clsact", lambda: _clsact(netlink, veth, dataplane.program("port_ingress"))))
+            checks.append(_try("clsact", lambda: host.attach(veth, "port_ingress").close()))
         dataplane.close()
     return checks
 
 
-def _tcx(there: bool) -> Check:
-    if there:
-        return Check("tcx links", True, "tc programs vanish with the last descriptor")
-    return Check(
-        "tcx links", None, "missing (Linux 6.6 has them): clsact instead; a killed daemon leaves filters behind"
-    )
-
-
-def _clsact(netlink: Netlink, ifindex: int, program: int) -> None:
-    netlink.clsact_detach(netlink.clsact_attach(ifindex, "ingress", program))
+def _feature(name: str, there: bool) -> Check:
+    row = TABLE[name]
+    return Check(row.title, True if there else None, row.use if there else f"missing: {row.instead}")
 
 
 def _try(name: str, action: Callable[[], None]) -> Check:
@@ -127,3 +120,23 @@ def capabilities() -> set[str]:
     with suppress(OSError), open("/proc/self/status") as file:
         effective = next((int(line.split()[1], 16) for line in file if line.startswith("CapEff:")), 0)
     return {name for name, bit in bits.items() if effective >> bit & 1}
+
+
+def probe_drivers() -> list[Check]:
+    """What the kernel says of XDP for each driver of this namespace's interfaces.  Needs no privilege."""
+    drivers: dict[str, tuple[list[str], int | None]] = {}
+    with Netlink() as netlink:
+        for link in netlink.links():
+            if link.ethernet and link.name != "lo":
+                names, _ = drivers.setdefault(link.driver or link.kind or "?", ([], netlink.xdp_features(link.index)))
+                names.append(link.name)
+    return [_driver(driver, names, features) for driver, (names, features) in sorted(drivers.items())]
+
+
+def _driver(driver: str, names: list[str], features: int | None) -> Check:
+    which = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    if features is None:
+        return Check(f"XDP of {driver}", None, f"{which}: this kernel does not tell; tried where hook=xdp asks for it")
+    if features & (XDP_BASIC | XDP_REDIRECT) == XDP_BASIC | XDP_REDIRECT:
+        return Check(f"XDP of {driver}", True, f"{which}: native")
+    return Check(f"XDP of {driver}", None, f"{which}: generic only")

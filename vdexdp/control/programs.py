@@ -11,6 +11,7 @@ from contextlib import ExitStack, suppress
 from typing import Final
 
 from vdexdp.control import abi, bytecode, libbpf
+from vdexdp.control.features import XDP_HAS_FRAGS, Features
 from vdexdp.errors import HostError, PrivilegeError
 
 _PROGRAM_AT: Final = {"port_ingress": "port_tc", "port_egress": "port_tc"}
@@ -41,10 +42,14 @@ def denied(error: OSError) -> HostError:
 
 
 class Programs:
-    """By attach point.  ``maps`` stay the caller's; their ``jumps`` is this build's own."""
+    """By attach point.  ``maps`` stay the caller's; their ``jumps`` is this build's own.
 
-    def __init__(self, maps: Mapping[str, libbpf.Map], prefix: str = "") -> None:
+    ``features`` are the kernel's: programs are loaded without what it lacks.
+    """
+
+    def __init__(self, maps: Mapping[str, libbpf.Map], features: Features, prefix: str = "") -> None:
         self.maps = maps
+        self.features = features
         self.prefix = prefix
         self._fds: dict[str, int] = {}
 
@@ -59,9 +64,14 @@ class Programs:
             return
         fds = {name: one.fd for name, one in self.maps.items()}
         images = bytecode.images(missing)
+        try:
+            substitutes, frags = self.features.substitutes, XDP_HAS_FRAGS if self.features.frags else 0
+        except OSError as error:
+            raise denied(error) from error
 
         def load(name: str) -> int:
-            return libbpf.prog_load(bytecode.PROGRAMS[name].kind, name, bytecode.relocate(images[name], fds))
+            kind, code = bytecode.PROGRAMS[name].kind, bytecode.relocate(images[name], fds, substitutes)
+            return libbpf.prog_load(kind, name, code, prog_flags=frags if kind == "xdp" else 0)
 
         loaded: dict[str, int] = {}
         # The verifier walks a hundred thousand instructions of the larger ones, and takes several programs at once.

@@ -269,6 +269,8 @@ class Server:
                 return Reply(self._show())
             case "fdb":
                 return Reply({"ok": True} | report.fdb(self._model(), body))
+            case "features":
+                return Reply({"ok": True, "features": self._model().host.dataplane.features.all()})
             case "log":
                 return Reply({"ok": True, "records": list(self.log.records)})
             case "stop":

@@ -186,7 +186,7 @@ class Tunnels:
             uplink.links["uplink_ingress"] = host.attach(link.index, "uplink_ingress")
             if choice.xdp:
                 try:
-                    uplink.links["uplink_xdp"] = host.attach(link.index, "uplink_xdp", xdp_native=choice.native)
+                    uplink.links["uplink_xdp"], uplink.why = host.attach_xdp(link.index, "uplink_xdp", choice)
                     uplink.hooks = ["xdp", "tc"]
                 except VdexdpError as error:
                     if spec.hook == "xdp":
