@@ -93,6 +93,8 @@ def test_damaged_programs_are_not_loaded(place: Place, lab: Lab) -> None:
         path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
         done = host.run("sh", "-c", f"{EMPTY} {place.local}/bin/vdexdp daemon", check=False)
         assert done.returncode == 1
-        assert "port_tc, flood_all, flood_group: not in the bytecode cache, and bcc is not installed" in done.stderr
+        assert (
+            "port_tc, flood_all, flood_group: neither shipped nor in the bytecode cache, and bcc is not" in done.stderr
+        )
     finally:
         path.write_bytes(whole)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.rawframes import RawPort, frame
-from vdexdp.errors import HangUp, HostError, VnlError
+from vdexdp.errors import HangUp, HostError, RequestError, VnlError
 from vdexdp.lab import Lab, Namespace
 from vdexdp.plugins import registry
 from vdexdp.plugins.base import Batch, Netdev
@@ -94,14 +94,14 @@ def test_an_interface_that_exists(host: Namespace, queues: str) -> None:
 def test_what_is_no_tap(host: Namespace) -> None:
     host.ip("tuntap add mode tun name t3")
     for name in ("t3", "lo"):
-        with pytest.raises(HostError, match="exists and is not a tap"):
+        with pytest.raises(RequestError, match="exists and is not a tap"):
             tap(name)
 
 
 def test_nothing_leaks_when_it_fails(host: Namespace) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
-        with pytest.raises(HostError):
+        with pytest.raises(RequestError):
             tap("lo")
     assert len(os.listdir("/proc/self/fd")) == before
 

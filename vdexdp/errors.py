@@ -49,7 +49,12 @@ class PrivilegeError(HostError):
 
 
 class KernelFeatureError(HostError):
-    """The kernel lacks a feature, or its verifier refused a program."""
+    """The kernel lacks a feature, or its verifier refused a program.
+
+    ``log`` is all that the verifier, or the compiler, said; it stays in the process in which that was.
+    """
+
+    log = ""
 
 
 class KernelPathError(HostError):

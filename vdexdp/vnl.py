@@ -243,13 +243,16 @@ def _options(words: Iterable[str], options: Sequence[Option], vnl: str) -> dict[
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """A hint for a word that is not ``known``: the nearest one, else all of them; "" where there are none."""
+    names = sorted(set(known))
+    return nearest(word, names) or (f"known are {', '.join(names)}" if names else "")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint that names the one of ``known`` that may have been meant; "" where none is near."""
     import difflib
 
-    names = sorted(set(known))
-    near = difflib.get_close_matches(word, names, n=1)
-    if near:
-        return f'did you mean "{near[0]}"?'
-    return f"known are {', '.join(names)}" if names else ""
+    near = difflib.get_close_matches(word, sorted(set(known)), n=1)
+    return f'did you mean "{near[0]}"?' if near else ""
 
 
 # What options mean, for plugin authors.  Each takes the default that holds where the option is absent.
@@ -300,9 +303,8 @@ def group(parsed: Parsed, key: str) -> int | None:
     if gid is None:
         import grp
 
-        raise parsed.error(
-            key, "names no group of this system", suggest(text, (entry.gr_name for entry in grp.getgrall()))
-        )
+        hint = nearest(text, (entry.gr_name for entry in grp.getgrall())) or 'see "getent group"'
+        raise parsed.error(key, "names no group of this system", hint)
     return gid
 
 
@@ -316,6 +318,8 @@ def vni(parsed: Parsed, key: str, default: int) -> int:
         return default
     if text.isdecimal():
         return integer(parsed, key, default, 0, VNI_MAX)
+    if text and not text[0].isalpha() and group_id(text) is None:
+        raise parsed.error(key, "is not a number", f"give 0 to {VNI_MAX}, or a group's name")
     gid = group(parsed, key)
     assert gid is not None
     return gid & VNI_MAX

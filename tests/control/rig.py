@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tests.labkit import VDEXDP
-from vdexdp.control import client
+from vdexdp.control import bytecode, client
 from vdexdp.control.protocol import Bridge, PlugRequest
 from vdexdp.lab import Namespace, wait_until
 from vdexdp.lab.namespace import Process
@@ -21,6 +23,8 @@ GROUP = "234.0.0.1"
 START = 20.0
 """Seconds for a daemon to start on a busy machine, compiling included."""
 
+REFUSED = bytes.fromhex("9500000000000000")
+"""``exit`` without a verdict: what no verifier takes."""
 
 PLUGS: list[client.Plug] = []
 """What this process holds; a fixture closes what a test left open."""
@@ -148,3 +152,19 @@ def workers(host: Namespace) -> list[int]:
 
 def until(condition: Callable[[], object], what: str, timeout: float = 10.0) -> None:
     wait_until(condition, timeout, what)
+
+
+def version(place: Path, change: bytes, delay: float = 0.0) -> Path:
+    """A copy of this package whose kernel programs begin with other instructions, and take ``delay`` seconds."""
+    root = Path(bytecode.__file__).parents[2]
+    shutil.copytree(root / "vdexdp", place / "vdexdp", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(root / "bpf", place / "bpf")
+    shipped = place / "_bytecode"
+    shipped.mkdir(mode=0o755)
+    for name, image in bytecode.images(bytecode.PROGRAMS).items():
+        bytecode.write(shipped / bytecode.file_name(bytecode.PROGRAMS[name]), change + image)
+    with (place / "vdexdp/control/bytecode.py").open("a") as module:
+        module.write(
+            f"\nimport time\nread = images\ndef images(names):\n    time.sleep({delay})\n    return read(names)\n"
+        )
+    return place

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from vdexdp.control import bytecode
+from vdexdp.errors import KernelFeatureError
 
 
 def test_versions_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,3 +26,19 @@ def test_versions_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     left = {int(path.stem.rpartition("-")[2], 16) for path in tmp_path.glob(f"{one.name}-*")}
     assert left == set(range(bytecode.VERSIONS, 2 * bytecode.VERSIONS))
     assert len(list(tmp_path.glob(f"{other.name}-*"))) == 1
+
+
+@pytest.mark.parametrize("text", ["raise ModuleNotFoundError(\"No module named 'bcc'\")", "", "import no_such_library"])
+def test_a_compiler_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Missing, another project of that name, or one that does not load: the message says what to install."""
+    (tmp_path / "bcc.py").write_text(text)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}:$PYTHONPATH" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(KernelFeatureError) as caught:
+        bytecode.compile_programs(["flood_all"])
+    assert str(caught.value).startswith("program flood_all: neither shipped nor in the bytecode cache, and bcc is not")
+    assert "python3-bpfcc" in caught.value.hint
+    assert "ships the programs" in caught.value.hint
+    assert "bcc" in bytecode.compiler_problem() or "no_such_library" in bytecode.compiler_problem()

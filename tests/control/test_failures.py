@@ -8,13 +8,27 @@ each of these calls is made to fail, until a plug goes through.
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.control.rig import links_held, looks, same, tunnel, wire
+from tests.control.rig import (
+    REFUSED,
+    START,
+    links_held,
+    listening,
+    looks,
+    same,
+    tunnel,
+    until,
+    version,
+    wire,
+)
 from vdexdp.control import exception, ports, tunnels
 from vdexdp.control.dataplane import Dataplane
 from vdexdp.control.host import Host
@@ -131,3 +145,31 @@ def test_every_step_that_fails_is_undone(lab: Lab, saboteur: Saboteur, case: str
         same(host, before)
         for tap in taps:
             os.close(tap)
+
+
+def test_a_verifier_that_refuses(lab: Lab, tmp_path: Path) -> None:
+    """One message with object, cause and next step, status 1, the host as it was; userspace where that is allowed."""
+    package = version(tmp_path, REFUSED)
+    host = lab.host("host")
+    lab.underlay(host, lab.host("other"))
+    lab.guest(host, "g1", 1)
+    before = looks(host)
+    command = (sys.executable, "-P", "-m", "vdexdp", "vde_plug")
+    ends = ("netdev://g1", "vxvde://234.0.0.1")
+    done = host.run(*command, "--accel", "require", *ends, check=False, env={"PYTHONPATH": str(package)})
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert re.match(
+        r"vdexdp: program \w+: the kernel's verifier refused it \(Invalid argument\): unreachable insn 1; ", line
+    )
+    assert '"vdexdp -v daemon" shows all of its log' in line
+    until(lambda: not listening(host), "the daemon to leave")
+    whole = host.run(*command[:-1], "-v", "daemon", check=False, env={"PYTHONPATH": str(package)})
+    assert (whole.returncode, "\nunreachable insn 1\nprocessed 0 insns" in whole.stderr) == (1, True), whole.stderr
+    same(host, before)
+    process = host.spawn(*command, *ends, env={"PYTHONPATH": str(package)})
+    said = process.wait_output("in userspace", START)
+    assert "verifier refused it" in said
+    assert process.stop() == 0
+    until(lambda: not listening(host), "the daemon to leave")
+    same(host, before)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import sys
 import threading
@@ -24,10 +23,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.control.rig import START, call, daemon, listening, until
+from tests.control.rig import REFUSED, START, call, daemon, listening, until, version
 from tests.labkit import VDEXDP, TwoHosts, require
 from tests.rawframes import RawPort, StreamPort, stream_plug
-from vdexdp.control import bytecode
 from vdexdp.lab import Namespace
 from vdexdp.lab.namespace import Process
 
@@ -38,7 +36,6 @@ MACS = {"left": bytes.fromhex("020000000701"), "right": bytes.fromhex("020000000
 SLOW = 3.5
 """Seconds; more than ``server.COME_BACK``."""
 NOP = bytes.fromhex("b700000000000000")  # r0 = 0
-REFUSED = bytes.fromhex("9500000000000000")  # exit, without a verdict
 
 Port = RawPort | StreamPort
 
@@ -161,22 +158,6 @@ def change(net: Net, number: int, *, package: Path | None = None) -> Process:
     until(lambda: listening(net.left) and len(call(net.left, "show")["plugs"]) == 2, "both plugs to be back", START)
     net.master = process
     return process
-
-
-def version(place: Path, change: bytes, delay: float = 0.0) -> Path:
-    """A copy of this package with other kernel programs."""
-    root = Path(bytecode.__file__).parents[2]
-    shutil.copytree(root / "vdexdp", place / "vdexdp", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(root / "bpf", place / "bpf")
-    shipped = place / "_bytecode"
-    shipped.mkdir(mode=0o755)
-    for name, image in bytecode.images(bytecode.PROGRAMS).items():
-        bytecode.write(shipped / bytecode.file_name(bytecode.PROGRAMS[name]), change + image)
-    with (place / "vdexdp/control/bytecode.py").open("a") as module:
-        module.write(
-            f"\nimport time\nread = images\ndef images(names):\n    time.sleep({delay})\n    return read(names)\n"
-        )
-    return place
 
 
 def test_restart(net: Net) -> None:

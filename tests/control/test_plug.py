@@ -167,6 +167,9 @@ REFUSED: list[tuple[End, End, type[VdexdpError], str]] = [
     (wire("lan0"), tunnel(), RequestError, "the uplink of a network"),
     (wire("lan0"), tunnel(device="taken0", bind="192.0.2.1"), RequestError, "the uplink of a network"),
     (wire("g1"), tunnel(device="taken0", bind="192.0.2.1"), RequestError, "a port, of plug 1"),
+    (wire("leg0"), tunnel(device="br0"), RequestError, "leg0: the way in of br0, the uplink of a network"),
+    (wire("leg1"), tunnel(device="over0"), RequestError, "leg1: the way in of over0, the uplink of a network"),
+    (wire("g1"), tunnel(device="br1"), RequestError, "br1: its frames come in by taken0, which is a port, of plug 1"),
     (wire("vdxp0"), tunnel(), RequestError, "vdexdp's own"),
     (wire("g1"), tunnel(vni=78, kind="vxlan", port=4790, group="239.0.0.2"), RequestError, "in use by vxlan 239.0.0.1"),
 ]
@@ -180,10 +183,20 @@ def test_what_can_not_be_is_refused_and_changes_nothing(lab: Lab) -> None:
         "down0 type veth peer name down1",
         "bare0 type veth peer name bare1",
         "taken0 type veth peer name far0",
+        "leg0 type veth peer name leg1",
+        "br0 type bridge",
+        "br1 type bridge",
     ):
         host.ip(f"link add {pair}")
-    for name in ("bare0", "taken0"):
-        host.ip(f"link set {name} up")
+    host.ip("link add link leg1 name over0 type macvlan")
+    for number, (name, member) in enumerate((("br0", "leg0"), ("br1", "taken0"), ("over0", ""))):
+        host.ip(f"address add 192.0.{3 + number}.1/24 dev {name}")
+        if member:
+            host.ip(f"link set {member} master {name}")
+    for name in ("bare0", "taken0", "leg0", "leg1", "br0", "br1", "over0"):
+        host.ip(f"link set {name} addrgenmode none up")
+    for name in ("br0", "over0"):
+        until(lambda name=name: "LOWER_UP" in host.ip(f"link show {name}"), "a carrier")  # type: ignore[misc]
     host.ip("link add kernel0 type vxlan id 9 dstport 4789 local 192.0.2.1")
     host.ip("link set kernel0 up")
     daemon(host)
@@ -194,6 +207,15 @@ def test_what_can_not_be_is_refused_and_changes_nothing(lab: Lab) -> None:
         with pytest.raises(kind, match=cause):
             plug(host, first, second)
         same(host, before)
+    for ends, cause in (
+        (("netdev://lan0", "vxvde://234.0.0.1"), "the uplink of a network"),
+        (("vxvde://234.0.0.1/if=br0", "netdev://leg0"), "leg0: the way in of br0, the uplink of a network"),
+        (("tap://lan0", "null://"), "the interface exists and is not a tap"),
+    ):
+        for accel in ("off", "auto"):
+            done = host.run(*VDEXDP, "vde_plug", "--accel", accel, *ends, check=False)
+            assert (done.returncode, cause in done.stderr) == (2, True), done.stderr
+    same(host, before)
     host.ip("route del 224.0.0.0/4 dev lan0")
     before = looks(host)
     with pytest.raises(RequestError, match="no route") as caught:

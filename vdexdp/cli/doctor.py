@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ctypes.util
-import importlib.util
 import os
 import shutil
 from dataclasses import asdict
@@ -76,16 +75,29 @@ def _packages() -> list[Check]:
         missing = False if needed else None
         hint = "" if found else f'install it with "apt-get install {package}"'
         checks.append(Check(f"lib{library}", True if found else missing, found or "missing", hint))
-    if importlib.util.find_spec("bcc") is not None:
-        checks.append(Check("bcc", True, "there, to compile the programs"))
-    else:
-        hint = 'install it with "apt-get install python3-bpfcc"; a virtual environment needs --system-site-packages'
-        checks.append(Check("bcc", None, "missing: only cached or shipped programs can be loaded", hint))
+    checks += _programs()
     for name, package in (("ip", "iproute2"), ("bpftool", "bpftool")):
         found = shutil.which(name)
         hint = "" if found else f'install it with "apt-get install {package}"'
         checks.append(Check(name, True if found else None, found or "missing: only used by people and tests", hint))
     return checks
+
+
+def _programs() -> list[Check]:
+    """The compiled programs, and the compiler, which nobody misses while all of them are there."""
+    from vdexdp.control import bytecode
+
+    missing, problem = bytecode.missing(), bytecode.compiler_problem()
+    broken = False if missing and problem else None
+    if missing:
+        where = f"neither shipped nor in {bytecode.cache_dir()}: {', '.join(missing)}"
+        checks = [Check("compiled programs", broken, where, "" if problem else "the first plug compiles them")]
+    else:
+        checks = [Check("compiled programs", True, "all there")]
+    if not problem:
+        return [*checks, Check("bcc", True, "there, to compile the programs")]
+    detail = f"{problem}; only shipped or cached programs can be loaded"
+    return [*checks, Check("bcc", broken, detail, bytecode.BCC_HINT)]
 
 
 def _sockets(clean: bool) -> list[Check]:

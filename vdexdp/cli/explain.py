@@ -10,7 +10,7 @@ import click
 from vdexdp.cli.printing import json_option, print_json, print_table
 from vdexdp.control import client, features, hooks
 from vdexdp.control.netlink import Netlink
-from vdexdp.control.path import check, plan
+from vdexdp.control.path import check, cut_off, plan
 from vdexdp.control.probe import capabilities
 from vdexdp.control.sockets import foreign_sockets
 from vdexdp.control.tunnels import OVERHEAD, find_uplink
@@ -116,8 +116,8 @@ def _fit(netlink: Netlink, parts: list[Part], ends: list[KernelEnd | NoKernelEnd
         if not isinstance(end, Netdev) or not end.name:
             continue
         link = netlink.link(end.name)
-        if link is not None and link.index == uplink.index and end.side == "wire":
-            part.problem = f"{link.name}: the uplink of the network, which a port would cut off"
+        if link is not None and end.side == "wire" and netlink.stands_on(uplink.index, link.index):
+            part.problem = str(cut_off(link.name, uplink.name))
         elif link is not None and link.mtu > room:
             part.notes.append(f"its MTU {link.mtu} is over {room}; set it with: ip link set {link.name} mtu {room}")
 

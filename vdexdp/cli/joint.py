@@ -16,7 +16,7 @@ from signal import SIGUSR1
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
-from vdexdp.control.path import Plan, check, plan
+from vdexdp.control.path import Plan, check, check_uplink, plan
 from vdexdp.errors import HangUp, HostError, KernelPathError
 from vdexdp.plugins.base import Netdev, NoKernelEnd, OpenContext, Stream
 from vdexdp.plugins.registry import End
@@ -174,6 +174,7 @@ class Joint:
     def _open_user(self, why: str) -> None:
         from vdexdp.cable import Cable
 
+        check_uplink(*self.ends)
         self._cable = Cable(self._stream(0), self._stream(1))
         self.path = f"in userspace ({why})"
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 
-from vdexdp.errors import VdexdpError
+from vdexdp.errors import KernelFeatureError, VdexdpError
 
 
 def report(error: Exception, *, verbose: bool) -> int:
@@ -19,6 +19,8 @@ def report(error: Exception, *, verbose: bool) -> int:
         import traceback
 
         traceback.print_exception(error)
+        if isinstance(error, KernelFeatureError) and error.log:
+            print(error.log.strip(), file=sys.stderr)
     if isinstance(error, VdexdpError):
         print(f"vdexdp: {error}", file=sys.stderr)
         return error.exit_code

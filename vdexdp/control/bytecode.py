@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from vdexdp.control import abi
+from vdexdp.control.bytecode_bcc import NO_BCC
 from vdexdp.errors import KernelFeatureError
 
 FIRST_MAP = 1000
@@ -76,6 +77,7 @@ _WATCHED: Final = tuple(
 PROGRAMS: dict[str, Program] = {program.name: program for program in (*_NORMAL, *_WATCHED)}
 
 
+BCC_HINT = 'install it with "apt-get install python3-bpfcc", in a virtual environment with --system-site-packages'
 VERSIONS = 16
 """Of one program that the cache keeps."""
 
@@ -181,7 +183,8 @@ class _Compiler:
         except subprocess.TimeoutExpired:
             raise KernelFeatureError("compiler", f"no result within {_COMPILE_SECONDS} s", "try again") from None
         if self.child.returncode:
-            raise _refused(", ".join(one.name for one in self.programs), messages.decode(errors="replace"))
+            names = ", ".join(one.name for one in self.programs)
+            raise _refused(names, self.child.returncode, messages.decode(errors="replace"))
         compiled = json.loads(output)
         images = {program.name: bytes.fromhex(compiled[program.function]) for program in self.programs}
         for program in self.programs:
@@ -229,21 +232,38 @@ def compile_programs(names: Iterable[str]) -> dict[str, bytes]:
     return images
 
 
-def _refused(name: str, messages: str) -> KernelFeatureError:
+def _refused(name: str, status: int, messages: str) -> KernelFeatureError:
     lines = [line for line in messages.splitlines() if line.strip()]
-    if "No module named 'bcc'" in messages:
+    if status == NO_BCC:
+        why = "" if "No module named 'bcc'" in messages else f" ({lines[-1]})"
         return KernelFeatureError(
             f"program {name}",
-            "not in the bytecode cache, and bcc is not installed to compile it",
-            'install it with "apt-get install python3-bpfcc", in a virtual environment with --system-site-packages; '
-            "--accel off does without",
+            f"neither shipped nor in the bytecode cache, and bcc is not installed to compile it{why}",
+            BCC_HINT + "; a package from scripts/package ships the programs; --accel off does without",
         )
     if "FileNotFoundError" in messages and lines:
         return KernelFeatureError(
             f"program {name}", lines[-1], 'install the headers with "apt-get install linux-libc-dev"'
         )
     first = next((line for line in lines if "error:" in line), lines[-1] if lines else "no message")
-    return KernelFeatureError(f"program {name}", f"does not compile: {first}", "run again with -v for the whole output")
+    error = KernelFeatureError(f"program {name}", f"does not compile: {first}", '"vdexdp -v compile" shows all of it')
+    error.log = messages
+    return error
+
+
+def missing() -> list[str]:
+    """The programs of plugs that are neither shipped nor in the cache."""
+    return [program.name for program in _NORMAL if _cached(program) is None]
+
+
+def compiler_problem() -> str:
+    """Why bcc can't be used here, "" if it can; tried in a child process, as compiling is."""
+    code = "import bcc; bcc.BPF"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    lines = done.stderr.strip().splitlines() or ["no message"]
+    return lines[-1] if done.returncode else ""
 
 
 def images(names: Iterable[str]) -> dict[str, bytes]:

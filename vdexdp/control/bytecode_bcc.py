@@ -44,6 +44,10 @@ typedef __UINTPTR_TYPE__ uintptr_t;
 """
 
 
+NO_BCC = 3
+"""Exit status where there is no bcc to compile with; why, is the last line on descriptor 2."""
+
+
 def make_tree(tree: Path) -> None:
     """Builds the stub kernel tree; idempotent.  Raises FileNotFoundError where linux-libc-dev is not installed."""
     include = tree / "include"
@@ -79,7 +83,13 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="vdexdp-compile-") as tree:
         make_tree(Path(tree))
         os.environ["BCC_KERNEL_SOURCE"] = tree
-        import bcc
+        try:
+            import bcc
+
+            bcc.BPF  # noqa: B018 - another project of that name has none
+        except Exception as error:  # whatever a package or a library that does not fit raises
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            return NO_BCC
 
         # bcc keeps only functions of the main file apart: the sources are joined, not included.
         text = "\n".join(path.read_text() for path in paths)

@@ -320,9 +320,9 @@ def prog_load(kind: str, name: str, instructions: bytes, *, prog_flags: int = 0,
     refusal = KernelFeatureError(
         f"program {name}",
         f"the kernel's verifier refused it ({os.strerror(-fd)}): " + " / ".join(useful[-2:]),
-        'see the whole log with -v, and "How to read a verifier refusal" in CONTRIBUTING.md; --accel off does without',
+        '"vdexdp -v daemon" shows all of its log, CONTRIBUTING.md how to read it; --accel off does without',
     )
-    refusal.__dict__["log"] = text
+    refusal.log = text
     raise refusal
 
 

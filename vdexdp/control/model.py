@@ -20,6 +20,7 @@ from vdexdp.control.abi import K
 from vdexdp.control.channel import Body
 from vdexdp.control.host import Host, close_fd
 from vdexdp.control.netlink import Event
+from vdexdp.control.path import cut_off
 from vdexdp.control.ports import Port, Ports
 from vdexdp.control.protocol import Bridge, EndPath, PlugReply, PlugRequest, end_from_json, end_to_json
 from vdexdp.control.tunnels import OVERHEAD, Lac, Tunnels
@@ -147,15 +148,17 @@ class Model:
             ifindex = self.ports.check(end).index
             if exception is not None and ifindex == exception.ifindex:
                 raise RequestError(end.name, "vdexdp's own, for the exception path", "plug another interface")
-            if end.side == "wire" and ifindex in self.tunnels.uplinks:
+            for uplink in self.tunnels.uplinks.values() if end.side == "wire" else ():
+                if self.host.netlink.stands_on(uplink.ifindex, ifindex):
+                    raise cut_off(end.name, uplink.name)
+        if plug.lac is None or len(plug.lac.uplink.lacs) > 1 or len(plug.lac.plugs) > 1:
+            return  # the uplink was there before, and ports were compared with it when they were plugged
+        uplink = plug.lac.uplink
+        for port in self.ports.all.values():
+            if port.kind == "wire" and self.host.netlink.stands_on(uplink.ifindex, port.ifindex):
+                what = "a port" if port.name == uplink.name else f"its frames come in by {port.name}, which is a port"
                 raise RequestError(
-                    end.name, "the uplink of a network, which a port would cut off", "plug another interface"
-                )
-        if plug.lac is not None:
-            port = self.ports.by_ifindex(plug.lac.uplink.ifindex)
-            if port is not None and port.kind == "wire":
-                raise RequestError(
-                    port.name, f"a port, of plug {port.plug}, and can't be an uplink", 'name another: "/if=NAME"'
+                    uplink.name, f"{what}, of plug {port.plug}, and can't be an uplink", 'name another: "/if=NAME"'
                 )
 
     def _cable(self, plug: Plug) -> None:

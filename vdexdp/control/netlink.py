@@ -36,6 +36,9 @@ XDP_NDO_XMIT: Final = 4
 RENEW_AFTER: Final = 500
 """Requests after which the socket is replaced."""
 
+_STACKED: Final = ("vlan", "macvlan", "macvtap", "ipvlan", "ipvtap")
+"""Kinds whose IFLA_LINK is what their frames come in by."""
+
 _SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_GDRVINFO: Final = 0x00000003
 
@@ -55,6 +58,10 @@ class LinkInfo:
     peer_netns: int | None
     """Id of the namespace that a veth's far end lives in; None when it is this one (or there is no far end)."""
     driver: str
+    master: int
+    """The bridge, bond or the like that it belongs to; 0 for none."""
+    lower: int
+    """The interface that it stands on, as a VLAN or macvlan does; 0 for none here."""
 
     @property
     def far_elsewhere(self) -> bool:
@@ -161,6 +168,22 @@ class Netlink(Unlinked):
         """All interfaces of this namespace."""
         return [_link_info(found) for found in self._route.get_links()]
 
+    def stands_on(self, upper: int, lower: int) -> bool:
+        """Whether what comes in by ``lower`` is all that ``upper`` gets: it is the same interface, the bridge or bond
+        that ``lower`` belongs to, or a VLAN or macvlan on one of those.
+
+        Not seen is a bridge with a VLAN on ``lower`` in it.
+        """
+        return not self._chain(upper, "lower").isdisjoint(self._chain(lower, "master"))
+
+    def _chain(self, ifindex: int, towards: Literal["lower", "master"]) -> set[int]:
+        found: set[int] = set()
+        while ifindex and ifindex not in found:
+            found.add(ifindex)
+            link = self.link(ifindex)
+            ifindex = int(getattr(link, towards)) if link is not None else 0
+        return found
+
     def addresses(self, ifindex: int, family: Literal[4, 6]) -> list[str]:
         """The interface's own addresses, best scope first; tentative and failed IPv6 addresses left out."""
         wanted = socket.AF_INET if family == 4 else socket.AF_INET6
@@ -253,6 +276,7 @@ def _link_info(found: Any) -> LinkInfo:
     info = found.get_attr("IFLA_LINKINFO")
     kind = info.get_attr("IFLA_INFO_KIND") if info is not None else None
     name = found.get_attr("IFLA_IFNAME")
+    elsewhere = found.get_attr("IFLA_LINK_NETNSID")
     mac = bytes.fromhex((found.get_attr("IFLA_ADDRESS") or "").replace(":", ""))
     return LinkInfo(
         index=found["index"],
@@ -263,8 +287,10 @@ def _link_info(found: Any) -> LinkInfo:
         up=bool(found["flags"] & IFF_UP),
         operstate=(found.get_attr("IFLA_OPERSTATE") or "").lower(),
         ethernet=found["ifi_type"] == ARPHRD_ETHER or name == "lo",
-        peer_netns=found.get_attr("IFLA_LINK_NETNSID"),
+        peer_netns=elsewhere,
         driver=driver_of(name),
+        master=found.get_attr("IFLA_MASTER") or 0,
+        lower=found.get_attr("IFLA_LINK") or 0 if kind in _STACKED and elsewhere is None else 0,
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vdexdp.errors import RequestError
+from vdexdp.errors import RequestError, VdexdpError
 from vdexdp.plugins.base import KernelEnd, Netdev, NoKernelEnd, Tunnel
 from vdexdp.plugins.registry import End
 
@@ -70,6 +70,34 @@ def _vlan_limit(ends: tuple[KernelEnd | NoKernelEnd, ...]) -> int | None:
 
 def _same_interface(one: KernelEnd | NoKernelEnd, other: KernelEnd | NoKernelEnd) -> bool:
     return isinstance(one, Netdev) and isinstance(other, Netdev) and one.name == other.name != ""
+
+
+def cut_off(port: str, uplink: str) -> RequestError:
+    """The error for a port that would take the packets of a network, whose ``uplink`` is it or stands on it."""
+    what = "the uplink of a network" if port == uplink else f"the way in of {uplink}, the uplink of a network"
+    return RequestError(port, f"{what}, which a port would cut off", "plug another interface")
+
+
+def check_uplink(first: End, second: End) -> None:
+    """Refuse a port that the network at its other end needs for itself; the daemon does so in the kernel path.
+
+    Asks rtnetlink, so that it is kept out of ``check``.  Raises RequestError.
+    """
+    ends = (first.kernel_end(), second.kernel_end())
+    port = next((end for end in ends if isinstance(end, Netdev) and end.side == "wire"), None)
+    tunnel = next((end for end in ends if isinstance(end, Tunnel)), None)
+    if port is None or tunnel is None:
+        return
+    from vdexdp.control.netlink import Netlink
+    from vdexdp.control.tunnels import find_uplink
+
+    with Netlink() as netlink:
+        try:
+            uplink = find_uplink(netlink, tunnel)[0]
+        except VdexdpError:  # no uplink for the kernel path; what userspace does with it, its stream says
+            return
+        if netlink.stands_on(uplink.index, netlink.need(port.name).index):
+            raise cut_off(port.name, uplink.name)
 
 
 def _network(tunnel: Tunnel) -> tuple[object, ...]:

@@ -142,7 +142,7 @@ class MacvtapPlugin(Plugin):
     example = "macvtap://macvtap0"
 
     def parse(self, parsed: Parsed) -> MacvtapSpec:
-        return MacvtapSpec(interface_name(parsed.vnl, parsed.address))
+        return MacvtapSpec(interface_name(parsed.vnl, parsed.address, self.example))
 
     def open(self, spec: MacvtapSpec, context: OpenContext) -> MacvtapStream:
         return MacvtapStream(open_macvtap(spec.name), spec.name)

@@ -42,7 +42,7 @@ class NetdevPlugin(Plugin):
 
     def parse(self, parsed: Parsed) -> NetdevSpec:
         return NetdevSpec(
-            interface_name(parsed.vnl, parsed.address),
+            interface_name(parsed.vnl, parsed.address, self.example),
             parse_hook(parsed),
             integer(parsed, "limit", LEARN_LIMIT, 0, 0xFFFFFFFF),
         )

@@ -30,7 +30,7 @@ class PcapPlugin(Plugin):
     example = "pcap://eth0"
 
     def parse(self, parsed: Parsed) -> PcapSpec:
-        return PcapSpec(interface_name(parsed.vnl, parsed.address))
+        return PcapSpec(interface_name(parsed.vnl, parsed.address, self.example))
 
     def open(self, spec: PcapSpec, context: OpenContext) -> Stream:
         from vdexdp.plugins.netstream import NetdevStream

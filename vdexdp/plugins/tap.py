@@ -18,7 +18,7 @@ import os
 import struct
 from dataclasses import dataclass
 
-from vdexdp.errors import HangUp, HostError, PrivilegeError, VnlError
+from vdexdp.errors import HangUp, HostError, PrivilegeError, RequestError, VdexdpError, VnlError
 from vdexdp.plugins.base import FRAME_MAX, FRAME_MIN, Batch, Netdev, OpenContext, Parsed, Plugin, Stream
 
 # linux/if_tun.h
@@ -39,10 +39,13 @@ class TapSpec:
     name: str
 
 
-def interface_name(vnl: str, name: str) -> str:
-    """``name`` if it can be an interface's name (1 to 15 bytes without ``/``, ``:``, blanks).  Raises VnlError."""
+def interface_name(vnl: str, name: str, example: str = "") -> str:
+    """``name`` if it can be an interface's name (1 to 15 bytes without ``/``, ``:``, blanks).
+
+    ``example`` is a VNL that has one.  Raises VnlError.
+    """
     if not name:
-        raise VnlError(vnl, "no interface name", "write one behind ://, like tap://tap0")
+        raise VnlError(vnl, "no interface name", f"write one behind ://, like {example}" if example else "")
     if len(os.fsencode(name)) > _NAME_MAX:
         raise VnlError(vnl, f'"{name}" is too long for an interface name', f"use at most {_NAME_MAX} characters")
     if name in (".", "..") or any(char in "/:" or char.isspace() for char in name):
@@ -53,7 +56,7 @@ def interface_name(vnl: str, name: str) -> str:
 def open_tap(name: str) -> tuple[int, str]:
     """Open the TAP interface ``name``, creating it where it does not exist; return the descriptor and the final name.
 
-    "" lets the kernel choose a name.  Raises HostError.
+    "" lets the kernel choose a name.  Raises HostError, RequestError where it is no tap.
     """
     subject = name or "tap"
     try:
@@ -93,7 +96,7 @@ def _device_error(error: OSError) -> HostError:
     return HostError.from_oserror(device, error)
 
 
-def _interface_error(name: str, error: OSError) -> HostError:
+def _interface_error(name: str, error: OSError) -> VdexdpError:
     if error.errno == errno.EBUSY:
         return HostError(name, "another process has this tap open", "end it, or use another interface")
     if error.errno in (errno.EPERM, errno.EACCES):
@@ -101,7 +104,8 @@ def _interface_error(name: str, error: OSError) -> HostError:
         hint = f'create it for you with "ip tuntap add mode tap name {name} user {user}" as root, or run as root'
         return PrivilegeError(name, "you may neither create this interface nor open it", hint)
     if error.errno == errno.EINVAL:
-        return HostError(name, "the interface exists and is not a tap", "use another name, or netdev:// for this one")
+        hint = f"use another name, or netdev://{name} to make it a switch port"
+        return RequestError(name, "the interface exists and is not a tap", hint)
     return HostError.from_oserror(name, error)
 
 
