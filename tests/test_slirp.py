@@ -38,8 +38,8 @@ def spec(options: str) -> SlirpSpec:
     return found
 
 
-def exchange(stream: Stream, frame: bytes, kind: int, wait: float = 3.0) -> bytes:
-    """Send a frame; the first answer to the guest with this ethertype, or b""."""
+def exchange(stream: Stream, frame: bytes, kind: int, wait: float = 3.0, mark: bytes = b"") -> bytes:
+    """Send a frame; the first answer to the guest with this ethertype, and with ``mark`` in it, or b""."""
     batch = Batch()
     batch.append(frame)
     assert stream.send(batch) == 1
@@ -49,7 +49,8 @@ def exchange(stream: Stream, frame: bytes, kind: int, wait: float = 3.0) -> byte
         batch.clear()
         stream.recv(batch)
         for answer in batch:
-            if answer[12] << 8 | answer[13] == kind and bytes(answer[:6]) in (GUEST, BROADCAST):
+            to_guest = bytes(answer[:6]) in (GUEST, BROADCAST) and mark in bytes(answer)
+            if to_guest and answer[12] << 8 | answer[13] == kind:
                 return bytes(answer)
     return b""
 
@@ -69,9 +70,9 @@ def udp4(source: str, target: str, source_port: int, target_port: int, data: byt
     return to + GUEST + b"\x08\x00" + head + packet
 
 
-def arp(address: str) -> bytes:
+def arp(address: str, source: str = "10.0.2.15") -> bytes:
     head = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1)
-    addresses = GUEST + IPv4Address("10.0.2.15").packed + bytes(6) + IPv4Address(address).packed
+    addresses = GUEST + IPv4Address(source).packed + bytes(6) + IPv4Address(address).packed
     return (BROADCAST + GUEST + b"\x08\x06" + head + addresses).ljust(60, b"\0")
 
 
@@ -151,7 +152,7 @@ def test_strange_frames() -> None:
     stream = opened()
     rng = Random(7)
     proper = [arp("10.0.2.2"), udp4("10.0.2.15", "10.0.2.3", 53, 53, bytes(30))]
-    for _ in range(200):
+    for number in range(200):
         batch = Batch()
         while len(batch) < 10:  # no more than the socket holds, whatever their size
             if rng.random() < 0.5:
@@ -162,7 +163,9 @@ def test_strange_frames() -> None:
                 kind = rng.choice((b"\x08\x00\x45", b"\x08\x06\x00", b"\x86\xdd\x60"))
                 batch.append(BROADCAST + GUEST + kind + rng.randbytes(rng.choice((0, 1, 40, 1500, 9200))))
         assert stream.send(batch) == 10
-        assert exchange(stream, arp("10.0.2.2"), 0x0806)
+        # The answer to this very request, and to none of the damaged ones: all that was sent has been read by then.
+        asker = IPv4Address("10.9.0.0") + number
+        assert exchange(stream, arp("10.0.2.2", str(asker)), 0x0806, 30.0, asker.packed)
     assert stream.drops["too-big"]
     assert not stream.drops["full"]
     stream.close()
