@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import ctypes
 import json
 import os
 import select
@@ -33,6 +34,9 @@ SPILL_MAX: Final = 64 * 1024 * 1024
 FDS_MAX: Final = 200
 """Descriptors in one packet; the kernel's own limit is 253."""
 DEPTH_MAX: Final = 16
+_SO_PEERGROUPS: Final = 59
+
+_libc = ctypes.CDLL(None)
 
 Body = dict[str, Any]
 
@@ -44,6 +48,8 @@ class Peer:
     pid: int
     uid: int
     gid: int
+    groups: frozenset[int] = frozenset()
+    """Supplementary groups."""
 
 
 @dataclass
@@ -83,7 +89,8 @@ class Channel:
         self.sock.close()
 
     def peer(self) -> Peer:
-        return Peer(*struct.unpack("iII", self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)))
+        pid, uid, gid = struct.unpack("iII", self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return Peer(pid, uid, gid, _groups(self.fileno()))
 
     def wait(self, seconds: float) -> bool:
         """Whether there is something to receive, a hang-up included, within this time.  Any number of descriptors may
@@ -151,6 +158,17 @@ class Channel:
             message.close()
             raise
         return message
+
+
+def _groups(fd: int) -> frozenset[int]:
+    """The other side's supplementary groups; none where the kernel (before 4.13) does not tell."""
+    size = ctypes.c_uint32(64 * 4)
+    while True:
+        groups = (ctypes.c_uint32 * (size.value // 4))()
+        if not _libc.getsockopt(fd, socket.SOL_SOCKET, _SO_PEERGROUPS, groups, ctypes.byref(size)):
+            return frozenset(groups[: size.value // 4])
+        if size.value <= ctypes.sizeof(groups):  # not ERANGE, which tells how many there are
+            return frozenset()
 
 
 def _read_spill(memfd: int) -> Body:

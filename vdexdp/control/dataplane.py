@@ -45,7 +45,10 @@ class Link:
         self._undo = undo
 
     def close(self) -> None:
+        """Detach, at once: others may hold the link still, a plug that is about to end or the keeper of one."""
         if self.fd >= 0:
+            with suppress(OSError):  # of kernels before 5.9, or the device is gone
+                libbpf.link_detach(self.fd)
             os.close(self.fd)
             self.fd = -1
         if self._undo is not None:

@@ -71,6 +71,7 @@ def _lib() -> ctypes.CDLL:
     lib.bpf_map_get_next_key.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
     lib.bpf_map_lookup_batch.argtypes = [ctypes.c_int] + [ctypes.c_void_p] * 5 + [ctypes.c_void_p]
     lib.bpf_link_create.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+    lib.bpf_link_detach.argtypes = [ctypes.c_int]
     lib.bpf_link_update.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
     lib.bpf_prog_test_run_opts.argtypes = [ctypes.c_int, ctypes.c_void_p]
     lib.bpf_obj_get_info_by_fd.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint32)]
@@ -335,6 +336,11 @@ def link_create(prog_fd: int, ifindex: int, attach_type: int, flags: int = 0) ->
 def link_update(link_fd: int, prog_fd: int) -> None:
     """Replaces the program behind a link under traffic."""
     _check(_lib().bpf_link_update(link_fd, prog_fd, None))
+
+
+def link_detach(link_fd: int) -> None:
+    """Detaches at once, whoever else has the link's descriptor.  Kernel >= 5.9."""
+    _check(_lib().bpf_link_detach(link_fd))
 
 
 class TestRun:

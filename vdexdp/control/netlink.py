@@ -58,10 +58,14 @@ class LinkInfo:
     peer_netns: int | None
     """Id of the namespace that a veth's far end lives in; None when it is this one (or there is no far end)."""
     driver: str
-    master: int
+    master: int = 0
     """The bridge, bond or the like that it belongs to; 0 for none."""
-    lower: int
+    lower: int = 0
     """The interface that it stands on, as a VLAN or macvlan does; 0 for none here."""
+    owner: int | None = None
+    """Uid of the user who may open a tap; None for nobody but root, or anybody, or no tap."""
+    group: int | None = None
+    """The same for the gid of a group."""
 
     @property
     def far_elsewhere(self) -> bool:
@@ -275,6 +279,7 @@ class Netlink(Unlinked):
 def _link_info(found: Any) -> LinkInfo:
     info = found.get_attr("IFLA_LINKINFO")
     kind = info.get_attr("IFLA_INFO_KIND") if info is not None else None
+    data = info.get_attr("IFLA_INFO_DATA") if kind == "tun" else None
     name = found.get_attr("IFLA_IFNAME")
     elsewhere = found.get_attr("IFLA_LINK_NETNSID")
     mac = bytes.fromhex((found.get_attr("IFLA_ADDRESS") or "").replace(":", ""))
@@ -291,6 +296,8 @@ def _link_info(found: Any) -> LinkInfo:
         driver=driver_of(name),
         master=found.get_attr("IFLA_MASTER") or 0,
         lower=found.get_attr("IFLA_LINK") or 0 if kind in _STACKED and elsewhere is None else 0,
+        owner=data.get_attr("IFLA_TUN_OWNER") if data is not None else None,
+        group=data.get_attr("IFLA_TUN_GROUP") if data is not None else None,
     )
 
 

@@ -15,14 +15,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import select
 import signal
-import stat
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -31,6 +28,7 @@ from typing import Any, Final
 
 from vdexdp.control.protocol import RUN_DIR, netns_inode
 from vdexdp.control.rundir import started
+from vdexdp.control.tomlfile import TomlFile
 from vdexdp.errors import HostError, PrivilegeError, RequestError, VnlError
 from vdexdp.plugins import registry
 
@@ -41,7 +39,6 @@ END_LIMIT: Final = 5.0
 """Seconds between SIGTERM and SIGKILL."""
 ACCEL: Final = ("auto", "require", "off")
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _STANDS = b" -- "
 """In the line that vde_plug prints when its cable stands."""
 
@@ -88,101 +85,32 @@ def load(path: Path) -> dict[str, Spec]:
 
     Raises RequestError naming file, line and key; HostError where it can't be read.
     """
-    try:
-        info = path.stat()
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise RequestError(f"{path}:{line}", "not UTF-8") from error
-    except OSError as error:
-        hint = "write it, or name another with -f" if isinstance(error, FileNotFoundError) else ""
-        raise HostError.from_oserror(str(path), error, hint) from error
-    if info.st_mode & stat.S_IWOTH:
-        raise RequestError(str(path), "anybody may write it, and it names commands", f'"chmod o-w {path}"')
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        cause, _, where = str(error).partition(" (at ")
-        number = re.match(r"line (\d+)", where)
-        raise _unreadable(path, text, int(number[1]) if number else 0, cause) from error
-    return _Reader(path, text).plugs(tables)
+    file = TomlFile.read(path, "it names commands")
+    return {name: _plug(file, name, values) for name, values in file.named_tables("plug").items()}
 
 
-def _unreadable(path: Path, text: str, line: int, cause: str) -> RequestError:
-    """What TOML can't read, with the table and the key that come last before it; ``line`` 0 is the file's end."""
-    lines = text.splitlines()
-    line = line or len(lines)
-    table, key = "", ""
-    for one in lines[:line]:
-        if found := re.match(r"\s*\[([^\[\]]+)\]", one):
-            table, key = found[1], ""
-        elif found := re.match(r"\s*([\w\"'.-]+)\s*=", one):
-            key = found[1]
-    what = ".".join(part for part in (table, key) if part)
-    return RequestError(f"{path}:{line}" + (f": {what}" if what else ""), cause[:1].lower() + cause[1:])
+def _plug(file: TomlFile, name: str, values: Mapping[str, Any]) -> Spec:
+    def wrong(key: str, cause: str, hint: str = "") -> RequestError:
+        return file.wrong(f"plug.{name}", key, cause, hint)
 
-
-class _Reader:
-    """Checks what TOML has made of a file, and finds the lines of what is wrong."""
-
-    def __init__(self, path: Path, text: str) -> None:
-        self.path = path
-        self.lines = text.splitlines()
-
-    def plugs(self, tables: Mapping[str, Any]) -> dict[str, Spec]:
-        for key in tables:
-            if key != "plug":
-                raise self._wrong(None, key, "unknown", "there are only tables [plug.NAME]")
-        plugs = tables.get("plug", {})
-        if not isinstance(plugs, dict):
-            raise self._wrong(None, "plug", "not a table", "write [plug.NAME]")
-        return {name: self._plug(name, values) for name, values in plugs.items()}
-
-    def _plug(self, name: str, values: object) -> Spec:
-        if not _NAME.fullmatch(name):
-            raise self._wrong(name, "", "not a name", "use letters, digits, dot, dash and underscore")
-        if not isinstance(values, dict):
-            raise self._wrong(None, f"plug.{name}", "not a table", f"write [plug.{name}]")
-        for key in values:
-            if key not in ("ends", "accel"):
-                raise self._wrong(name, key, "unknown key", "known are: ends, accel")
-        if "ends" not in values:
-            raise self._wrong(name, "", 'the key "ends" is missing', 'write ends = ["VNL", "VNL"]')
-        ends, accel = values["ends"], values.get("accel", "auto")
-        if not isinstance(ends, list) or len(ends) != 2 or not all(isinstance(end, str) for end in ends):
-            raise self._wrong(name, "ends", "not two VNLs", 'write ends = ["VNL", "VNL"]')
-        for end in ends:
-            if end in ("", "-"):
-                raise self._wrong(name, "ends", "a plug that nobody started has no standard input and output")
-            try:
-                registry.parse(end)
-            except VnlError as error:
-                raise self._wrong(name, "ends", f"{error.subject}: {error.cause}", error.hint) from error
-        if accel not in ACCEL:
-            raise self._wrong(name, "accel", "not understood", f"write one of {', '.join(ACCEL)}")
-        return Spec(name, (ends[0], ends[1]), accel)
-
-    def _wrong(self, name: str | None, key: str, cause: str, hint: str = "") -> RequestError:
-        """The error for a key of a plug; with ``name`` None, of the file itself."""
-        what = ".".join(part for part in (None if name is None else f"plug.{name}", key) if part)
-        return RequestError(f"{self.path}:{self._line(name, key)}: {what}", cause, hint)
-
-    def _line(self, name: str | None, key: str) -> int:
-        """Where a key stands, 1 if it is written in an unusual way; that of the table without a key."""
-        headers = {f"plug.{name}", f'plug."{name}"', f"plug.'{name}'"}
-        inside, header = name is None, 1
-        for number, line in enumerate(self.lines, 1):
-            text = line.strip()
-            if text.startswith("["):
-                table = text.strip("[]").split("]")[0].strip()
-                inside = table in headers
-                header = number if inside else header
-                if name is None and (table + ".").startswith(key + "."):
-                    return number
-                inside |= name is None
-            if inside and key and re.match(rf"[\"']?{re.escape(key)}[\"']?\s*[=.]", text):
-                return number
-        return header
+    for key in values:
+        if key not in ("ends", "accel"):
+            raise wrong(key, "unknown key", "known are: ends, accel")
+    if "ends" not in values:
+        raise wrong("", 'the key "ends" is missing', 'write ends = ["VNL", "VNL"]')
+    ends, accel = values["ends"], values.get("accel", "auto")
+    if not isinstance(ends, list) or len(ends) != 2 or not all(isinstance(end, str) for end in ends):
+        raise wrong("ends", "not two VNLs", 'write ends = ["VNL", "VNL"]')
+    for end in ends:
+        if end in ("", "-"):
+            raise wrong("ends", "a plug that nobody started has no standard input and output")
+        try:
+            registry.parse(end)
+        except VnlError as error:
+            raise wrong("ends", f"{error.subject}: {error.cause}", error.hint) from error
+    if accel not in ACCEL:
+        raise wrong("accel", "not understood", f"write one of {', '.join(ACCEL)}")
+    return Spec(name, (ends[0], ends[1]), accel)
 
 
 # What runs

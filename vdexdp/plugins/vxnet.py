@@ -72,6 +72,11 @@ class VxPlugin(Plugin):
         return spec.tunnel
 
 
+def of_group(address: bytes, gid: int) -> bytes:
+    """The multicast address that a group of users has in place of this one: its gid in the last three bytes."""
+    return address[:-3] + (gid & 0xFFFFFF).to_bytes(3, "big")
+
+
 def interface_index(vnl: str, device: str) -> int:
     """The ifindex of an uplink, 0 where none was given.  Raises VnlError where it does not exist."""
     if not device:
@@ -105,7 +110,7 @@ def _group(parsed: Parsed, gid: int | None) -> tuple[str, str, Literal[4, 6]]:
     if not (packed[0] == 0xFF if family == 6 else 0xE0 <= packed[0] <= 0xEF):
         raise VnlError(parsed.vnl, f"{text} is not a multicast address", "a group is in 224.0.0.0/4 or ff00::/8")
     if gid is not None:
-        packed = packed[:-3] + (gid & 0xFFFFFF).to_bytes(3, "big")
+        packed = of_group(packed, gid)
     device = parsed.options.get("if", scope)
     if len(device.encode()) > 15 or "/" in device:
         raise parsed.error("if", "is not an interface name", 'see "ip link" for their names')
