@@ -99,4 +99,4 @@ def test_user_without_rights(hosts: tuple[Namespace, Namespace]) -> None:
     drop = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all")
     found = hosts[0].run(*drop, *VDENS, "--accel", "require", NETWORK, "true", check=False)
     assert found.returncode == 1
-    assert "needs root" in found.stderr
+    assert "only root may start it" in found.stderr

@@ -75,6 +75,13 @@ class Enclosure:
         (fd,) = self._answer()
         return fd
 
+    def network(self) -> int:
+        """A descriptor of the network namespace inside."""
+        try:
+            return os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise HostError.from_oserror("vdens", error) from error
+
     def go(self) -> None:
         """Let the command run."""
         self._channel.send(_GO)

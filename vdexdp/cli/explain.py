@@ -71,7 +71,10 @@ def _part(netlink: Netlink, vnl: str, end: KernelEnd | NoKernelEnd, *, alone: bo
     if way == "user" and not alone:
         return Part(vnl, "user", "the other end stays in userspace")
     try:
-        return _netdev(netlink, vnl, end, vlan) if isinstance(end, Netdev) else _tunnel(netlink, vnl, end)
+        if isinstance(end, Tunnel):
+            return _tunnel(netlink, vnl, end)
+        assert isinstance(end, Netdev), "what a VNL can name"
+        return _netdev(netlink, vnl, end, vlan)
     except KernelPathError as error:
         return Part(vnl, "user", f"{error.subject}: {error.cause}")
     except VdexdpError as error:

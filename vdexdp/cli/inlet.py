@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """An interface inside of an enclosure, plugged into a VNL's end that stays outside.
 
-In userspace it is a TAP interface whose descriptor was handed out.  In the kernel path it is a veth, whose near end,
-out here, is a ``netdev://`` port; making it takes CAP_NET_ADMIN here, so it is only tried as root.
+In userspace it is a TAP interface whose descriptor was handed out.  In the kernel path it is a veth that the daemon
+makes, whose near end, out here, is a port; for users other than root that is a matter of the daemon's policy.
 
 Each inlet is served by a thread of its own, until its end hangs up, whereupon the interface vanishes, or it is closed.
 """
@@ -14,14 +14,13 @@ import signal
 import sys
 import threading
 from abc import ABC, abstractmethod
-from contextlib import suppress
 
 from vdexdp.cable import Cable
 from vdexdp.cli.enclosure import Enclosure
 from vdexdp.cli.joint import Accel, Joint
 from vdexdp.errors import HostError, KernelPathError, VdexdpError
 from vdexdp.plugins import registry
-from vdexdp.plugins.base import NoKernelEnd, OpenContext
+from vdexdp.plugins.base import Inside, NoKernelEnd, OpenContext, Parsed, Plugin, Stream
 from vdexdp.plugins.tap import TapStream
 
 _CONTEXT = OpenContext(description="vdens")
@@ -89,24 +88,38 @@ class UserInlet(Inlet):
         self._tap.close()
 
 
+class _Inside(Plugin):
+    """The inside as an end of a cable; nobody can name it."""
+
+    scheme = "inside"
+    grammar = "raw"
+    summary = "an interface of an enclosure"
+
+    def parse(self, parsed: Parsed) -> Inside:
+        raise NotImplementedError
+
+    def open(self, spec: Inside, context: OpenContext) -> Stream:
+        raise NotImplementedError
+
+    def kernel_end(self, spec: Inside) -> Inside:
+        return spec
+
+
 class KernelInlet(Inlet):
-    """A veth, whose near end is a port of the kernel path.  Raises HostError where that can't be had."""
+    """A veth that the daemon makes, whose near end is a port of the kernel path.
+
+    Raises HostError where that can't be had.
+    """
 
     def __init__(self, inside: Enclosure, name: str, end: registry.End) -> None:
         super().__init__(name, end)
-        from vdexdp.control.netlink import Netlink
-
-        near = f"vd{inside.pid}{name[-4:]}"
-        with Netlink() as netlink:
-            self._index = netlink.make_veth_into(near, name, inside.pid)
+        namespace = inside.network()
         try:
-            _silence(near)
-            contexts = (_CONTEXT, _CONTEXT)
-            self._joint = Joint((registry.parse(f"netdev://{near}"), end), contexts, "require")
+            one = registry.End(name, _Inside(), Inside(name, namespace))
+            self._joint = Joint((one, end), (_CONTEXT, _CONTEXT), "require")
             self._joint.open()
-        except BaseException:
-            self._delete()
-            raise
+        finally:
+            os.close(namespace)
         self.path = self._joint.path
 
     def _serve(self, signals: int) -> str:
@@ -114,19 +127,6 @@ class KernelInlet(Inlet):
 
     def _release(self) -> None:
         self._joint.close()
-        self._delete()
-
-    def _delete(self) -> None:
-        from vdexdp.control.netlink import Netlink
-
-        with Netlink() as netlink:
-            netlink.delete_link(self._index)
-
-
-def _silence(interface: str) -> None:
-    """The host itself has nothing to say on a port of the switch."""
-    with suppress(OSError), open(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6", "w", encoding="ascii") as file:
-        file.write("1")
 
 
 def open_inlet(inside: Enclosure, name: str, end: registry.End, accel: Accel) -> Inlet:
@@ -137,8 +137,6 @@ def open_inlet(inside: Enclosure, name: str, end: registry.End, accel: Accel) ->
         why = "--accel off"
     elif isinstance(kernel, NoKernelEnd):
         why = kernel.reason
-    elif os.geteuid():
-        why = "the kernel path of a namespace needs root"
     else:
         try:
             inlet = KernelInlet(inside, name, end)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vdexdp.control.path import Plan, check, check_uplink, plan
 from vdexdp.errors import HangUp, HostError, KernelPathError
-from vdexdp.plugins.base import Netdev, NoKernelEnd, OpenContext, Stream
+from vdexdp.plugins.base import Inside, Netdev, NoKernelEnd, OpenContext, Stream
 from vdexdp.plugins.registry import End
 from vdexdp.signals import received
 
@@ -191,7 +191,11 @@ class Joint:
                 ends.append(Bridge(self.ends[index].vnl))
                 indices.append(None)
                 continue
-            if isinstance(kernel, Netdev) and kernel.create == "tap":
+            if isinstance(kernel, Inside):
+                indices.append(len(fds))
+                fds.append(kernel.netns)
+                kernel = Inside(kernel.name)
+            elif isinstance(kernel, Netdev) and kernel.create == "tap":
                 from dataclasses import replace
 
                 from vdexdp.plugins.tap import open_tap

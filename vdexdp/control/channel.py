@@ -22,7 +22,7 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -58,12 +58,13 @@ class Message:
 
     body: Body
     fds: list[int] = field(default_factory=list)
+    discard: Callable[[int], None] = os.close
 
     def close(self) -> None:
         """Close the descriptors that nobody took over."""
         while self.fds:
             with contextlib.suppress(OSError):
-                os.close(self.fds.pop())
+                self.discard(self.fds.pop())
 
     def named(self) -> dict[str, int]:
         """The descriptors by the names in ``body["fds"]``.  Raises ProtocolError when they don't match one to one."""
@@ -81,6 +82,10 @@ class Channel:
     def __init__(self, sock: socket.socket, *, spill: bool = False) -> None:
         self.sock = sock
         self.spill = spill
+        self.fds_max = FDS_MAX
+        """How many descriptors are taken in one packet; 0 leaves them all to the kernel."""
+        self.discard: Callable[[int], None] = os.close
+        """How descriptors are closed that came and are not wanted."""
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -133,12 +138,12 @@ class Channel:
         Raises ProtocolError for a malformed packet (the connection stays usable), BlockingIOError when a non-blocking
         socket is empty.
         """
-        room = socket.CMSG_SPACE(FDS_MAX * array.array("i").itemsize)
+        room = socket.CMSG_LEN(self.fds_max * array.array("i").itemsize) if self.fds_max else 0
         try:
             data, ancillary, flags, _ = self.sock.recvmsg(PACKET_MAX + 1, room, socket.MSG_CMSG_CLOEXEC)
         except ConnectionError:
             return None
-        message = Message({})
+        message = Message({}, discard=self.discard)
         for level, kind, payload in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 received = array.array("i")
@@ -148,7 +153,9 @@ class Channel:
             if flags & socket.MSG_TRUNC or len(data) > PACKET_MAX:
                 raise ProtocolError("message", f"longer than {PACKET_MAX} bytes")
             if flags & socket.MSG_CTRUNC:
-                raise ProtocolError("message", f"more than {FDS_MAX} descriptors, or no room for them in this process")
+                raise ProtocolError(
+                    "message", f"more than {self.fds_max} descriptors, or no room for them in this process"
+                )
             if not data and not message.fds:
                 return None
             message.body = decode(data)

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import grp
 import os
 import signal
 import socket
+import stat
 import struct
 import sys
 import time
@@ -75,9 +77,20 @@ def open_channel(netns: int | None = None, limit: float = REPLY_LIMIT) -> Channe
             hint = 'start it with "vdexdp daemon" as root'
             raise NotRunning("daemon", "no vdexdp daemon runs in this network namespace", hint) from error
         if error.errno in (errno.EACCES, errno.EPERM):
-            raise PrivilegeError(path, "you may not talk to the daemon", "run as root") from error
+            raise PrivilegeError(path, "you may not talk to the daemon", _how_to_be_let_in(path)) from error
         raise HostError.from_oserror(path, error) from error
     return Channel(sock, spill=True)
+
+
+def _how_to_be_let_in(path: str) -> str:
+    try:
+        info = os.stat(path)
+        group = grp.getgrgid(info.st_gid).gr_name
+    except (OSError, KeyError):
+        return "run as root"
+    if not info.st_mode & stat.S_IWGRP:
+        return "run as root, or ask root for a policy (docs/policy.md)"
+    return f'ask root for "usermod -aG {group} {os.environ.get("USER", os.getuid())}", and log in again'
 
 
 def ask(channel: Channel, body: Mapping[str, Any], fds: list[int] | None = None, limit: float = REPLY_LIMIT) -> Message:
@@ -157,7 +170,7 @@ class Starter:
     def _lock(self) -> bool:
         if self._directory < 0:
             if os.geteuid() != 0:
-                hint = 'ask for "vdexdp daemon" to be run here, or run as root'
+                hint = 'ask root for "systemctl enable --now vdexdp.socket", or for "vdexdp daemon" here'
                 raise PrivilegeError("daemon", "none runs in this network namespace, and only root may start it", hint)
             try:
                 RUN_DIR.mkdir(mode=0o755, exist_ok=True)
@@ -308,7 +321,7 @@ class Plug:
 
     def _resume(self, channel: Channel) -> None:
         """Hand the lease back; the answer, for which frames need not wait, comes to ``serve``."""
-        fds = self.reply.fds
+        fds = {} if "token" in self.reply.lease else self.reply.fds  # a claim says all
         try:
             channel.send(resume_request(self.reply.lease, fds), list(fds.values()))
         except (DaemonError, OSError) as error:

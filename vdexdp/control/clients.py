@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The daemon's clients: who they are, what they may do, what they are answered."""
+"""The daemon's clients: who they are, what they are answered."""
 
 from __future__ import annotations
 
@@ -7,14 +7,6 @@ from dataclasses import dataclass, field
 
 from vdexdp.control.channel import Body, Channel, Message, Peer
 from vdexdp.control.model import Plug
-from vdexdp.control.protocol import End
-from vdexdp.errors import PrivilegeError
-
-
-def authorize(peer: Peer, ends: tuple[End, ...]) -> None:
-    """Whether a caller may use these ends (or, with none, look and change).  Raises PrivilegeError.  Root only."""
-    if peer.uid != 0:
-        raise PrivilegeError("daemon", f"user {peer.uid} may not use it", "run as root")
 
 
 @dataclass
@@ -25,6 +17,11 @@ class Client:
     peer: Peer
     plug: Plug | None = None
     waiting: Message | None = None
+
+    @property
+    def guest(self) -> bool:
+        """Not root: the policy says what he may."""
+        return self.peer.uid != 0
 
 
 @dataclass

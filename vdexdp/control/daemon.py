@@ -8,12 +8,14 @@ import resource
 import select
 import signal
 import sys
+from pathlib import Path
 
 from vdexdp import __version__
 from vdexdp.control import client, service
 from vdexdp.control.features import Features
 from vdexdp.control.log import Form, Log
 from vdexdp.control.netlink import Netlink
+from vdexdp.control.policy import DEFAULT_FILE
 from vdexdp.control.rundir import remove_abandoned
 from vdexdp.control.server import Server
 from vdexdp.errors import DaemonError
@@ -61,10 +63,18 @@ def end_running() -> None:
         os.close(process)
 
 
-def run(*, auto: bool = False, verbose: bool = False, form: Form = "text", replace: bool = False) -> None:
+def run(
+    *,
+    auto: bool = False,
+    verbose: bool = False,
+    form: Form = "text",
+    replace: bool = False,
+    policy: Path = DEFAULT_FILE,
+) -> None:
     """Serve this network namespace until told to stop.
 
-    ``form`` is that of the log; with ``replace`` another daemon is no obstacle.
+    ``form`` is that of the log; with ``replace`` another daemon is no obstacle; ``policy`` says what users other than
+    root may do.
 
     Raises DaemonError where another daemon does, PrivilegeError.
     """
@@ -72,7 +82,8 @@ def run(*, auto: bool = False, verbose: bool = False, form: Form = "text", repla
     if replace:
         end_running()
     log = Log(form, quiet=auto, verbose=verbose)
-    server = Server(log, auto=auto)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server reads the policy for it
+    server = Server(log, auto=auto, policy=policy)
     if not server.awaited and (removed := remove_leftovers(server.netlink)):
         log.say(f"removed {removed} programs that an earlier daemon left attached", "warning", programs=removed)
     if left := remove_abandoned():

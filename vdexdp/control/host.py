@@ -95,6 +95,16 @@ class Host:
         with contextlib.suppress(OSError):
             Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
 
+    def isolate(self, name: str) -> None:
+        """Keep the host's stack from taking anything from an interface of ours that leads to a user other than root.
+
+        Our program takes every frame; this is for the moment when it is gone and the interface is not yet: no answer to
+        ARP, and no source address that would be believed.
+        """
+        for key, value in (("rp_filter", "1"), ("arp_ignore", "8"), ("forwarding", "0")):
+            with contextlib.suppress(OSError):
+                Path(f"/proc/sys/net/ipv4/conf/{name}/{key}").write_text(value)
+
 
 def tun_offloads(fd: int, wanted: bool) -> bool:
     """Let the host's stack send super-packets on a tap (nobody reads them); False where the kernel refuses."""

@@ -10,7 +10,6 @@ Nothing here knows of sockets to clients: the server hands requests in and takes
 
 from __future__ import annotations
 
-import pwd
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -21,11 +20,12 @@ from vdexdp.control.channel import Body
 from vdexdp.control.host import Host, close_fd
 from vdexdp.control.netlink import Event
 from vdexdp.control.path import cut_off
+from vdexdp.control.policy import user_name
 from vdexdp.control.ports import Port, Ports
 from vdexdp.control.protocol import Bridge, EndPath, PlugReply, PlugRequest, end_from_json, end_to_json
 from vdexdp.control.tunnels import OVERHEAD, Lac, Tunnels
 from vdexdp.errors import HostError, KernelPathError, ProtocolError, RequestError
-from vdexdp.plugins.base import Netdev, Tunnel
+from vdexdp.plugins.base import Inside, Netdev, Tunnel
 
 CABLE_EXPIRY = 128
 """Seconds; a cable does not learn, but every switch has one."""
@@ -44,6 +44,12 @@ class Plug:
     switch: int = 0
     paths: list[EndPath] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    rule: str = ""
+    """The policy's, for a user other than root."""
+    token: str = ""
+    """What such a user's process claims the plug with, when a daemon has got it from the keeper."""
+    alive: int = -1
+    """The descriptor whose hang-up says that this process has ended."""
     undo: ExitStack = field(default_factory=ExitStack)
 
     def show(self) -> Body:
@@ -51,13 +57,13 @@ class Plug:
         return {
             "id": self.id,
             "pid": asked.pid,
-            "user": _user(self.uid),
+            "user": user_name(self.uid),
             "vnls": list(asked.vnls),
             "since": self.since,
             "switch": self.switch,
             "paths": [asdict(path) for path in self.paths],
             "notes": self.notes,
-        }
+        } | ({"rule": self.rule} if self.rule else {})
 
 
 @dataclass(frozen=True)
@@ -82,37 +88,43 @@ class Model:
 
     # Plugging
 
-    def plug(self, asked: PlugRequest, fds: list[int], uid: int = 0) -> PlugReply:
+    def plug(self, asked: PlugRequest, fds: list[int], uid: int = 0, rule: str = "", guest_limit: int = 0) -> PlugReply:
         """Build the kernel path of one cable.  ``fds`` stay the caller's; the reply's "bridge" is the caller's, too.
+
+        ``rule`` and ``guest_limit``, the learning limit of ports that are made, are for a user other than root.
 
         Raises VdexdpError, and then the host is as it was.
         """
         taps = [_fd(fds, index) for index in asked.fd_index]
         with ExitStack() as undo, ExitStack() as spare:
-            plug = Plug(self.next_plug, asked, time.time(), uid, undo=undo)
+            plug = Plug(self.next_plug, asked, time.time(), uid, rule=rule, undo=undo)
             tunnels = [end for end in asked.ends if isinstance(end, Tunnel)]
-            netdevs = [(end, tap) for end, tap in zip(asked.ends, taps, strict=True) if isinstance(end, Netdev)]
-            bridges = [end for end in asked.ends if isinstance(end, Bridge)]
-            for end, _ in netdevs:
+            netdevs = [end for end in asked.ends if isinstance(end, Netdev)]
+            for end in netdevs:
                 self.ports.check(end)
             if len(tunnels) == 1:
                 self._join(plug, tunnels[0])
-            elif len(netdevs) == 2:
+            elif not tunnels and not any(isinstance(end, Bridge) for end in asked.ends):
                 self._cable(plug)
             else:
                 raise KernelPathError(" ".join(asked.vnls), "these two ends have no kernel path between them")
-            self._check_roles(plug, [end for end, _ in netdevs])
-            if sum(len(end.vlan) for end in asked.ends if not isinstance(end, Bridge)) > K["MAX_VLAN_STEPS"]:
+            self._check_roles(plug, netdevs)
+            steps = sum(len(end.vlan) for end in asked.ends if isinstance(end, Netdev | Tunnel))
+            if steps > K["MAX_VLAN_STEPS"]:
                 raise KernelPathError(" ".join(asked.vnls), f"more than {K['MAX_VLAN_STEPS']} vlan:// on one cable")
             vlan = tunnels[0].vlan if tunnels else ()
-            for end, tap in netdevs:
-                port = self.ports.add(end, plug.switch, plug.id, tap, vlan=vlan)
-                undo.callback(self.ports.remove, port)
-                plug.ports.append(port)
             extra: dict[str, int] = {}
-            for _ in bridges:
-                port, extra["bridge"] = self.ports.add_bridge(plug.switch, plug.id, vlan)
-                spare.callback(close_fd, extra["bridge"])
+            for one, fd in zip(asked.ends, taps, strict=True):
+                match one:
+                    case Tunnel():
+                        continue
+                    case Netdev():
+                        port = self.ports.add(one, plug.switch, plug.id, fd, vlan=vlan)
+                    case Inside():
+                        port = self.ports.add_inside(one, fd, plug.switch, plug.id, vlan, guest_limit)
+                    case Bridge():
+                        port, extra["bridge"] = self.ports.add_bridge(plug.switch, plug.id, vlan, guest_limit)
+                        spare.callback(close_fd, extra["bridge"])
                 undo.callback(self.ports.remove, port)
                 plug.ports.append(port)
             self._describe(plug)
@@ -127,6 +139,8 @@ class Model:
         """Take a cable out.  Never raises for what is gone already."""
         if self.plugs.pop(plug.id, None) is not None:
             plug.undo.close()
+            close_fd(plug.alive)
+            plug.alive = -1
 
     def _join(self, plug: Plug, spec: Tunnel) -> None:
         lac = self.tunnels.join(spec, plug.id)
@@ -202,10 +216,13 @@ class Model:
         state: Body = {
             "plug": {"id": plug.id, "since": plug.since, "uid": plug.uid, "pid": asked.pid, "user": asked.user}
             | {"ends": ends, "vnls": list(asked.vnls), "accel": asked.accel}
-            | {"paths": [asdict(path) for path in plug.paths], "notes": plug.notes, "switch": plug.switch},
+            | {"paths": [asdict(path) for path in plug.paths], "notes": plug.notes, "switch": plug.switch}
+            | {"rule": plug.rule, "token": plug.token},
             "ports": [port.state() for port in plug.ports],
         }
         held = {f"map:{name}": one.fd for name, one in self.host.dataplane.maps.items()}
+        if plug.alive >= 0:
+            held["alive"] = plug.alive
         for port in plug.ports:
             held |= port.fds()
         if plug.lac is not None and self.tunnels.exception is not None:
@@ -233,6 +250,7 @@ class Model:
             with ExitStack() as undo:
                 plug = Plug(number, asked, about["since"], about["uid"], paths=paths, notes=list(about["notes"]))
                 plug.undo, plug.switch = undo, about["switch"]
+                plug.rule, plug.token = str(about.get("rule", "")), str(about.get("token", ""))
                 if "lac" in state:
                     self.tunnels.adopt_exception(state["exception"], fds)
                     self.tunnels.adopt_uplink(state["uplink"], fds)
@@ -245,6 +263,7 @@ class Model:
                     port = self.ports.adopt(one | {"plug": number}, fds)
                     undo.callback(self.ports.remove, port)
                     plug.ports.append(port)
+                plug.alive = fds.pop("alive", -1)
                 plug.undo = undo.pop_all()
         except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
             raise ProtocolError("lease", f"malformed: {error!r}") from error
@@ -325,13 +344,6 @@ class Model:
     def unplug_all(self) -> None:
         for plug in list(self.plugs.values()):
             self.unplug(plug)
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _fd(fds: list[int], index: int | None) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import array
 import fcntl
 import ipaddress
+import itertools
 import socket
 import struct
 from dataclasses import dataclass
@@ -238,18 +239,21 @@ class Netlink(Unlinked):
             self.set_link(self.need(one).index, state="up")
         return self.need(name).index
 
-    def make_veth_into(self, name: str, peer: str, pid: int) -> int:
-        """A veth from here, where its end is up, to the network namespace of a process, where it is left down.
+    def make_veth_into(self, prefix: str, peer: str, netns: int) -> tuple[str, int]:
+        """A veth from here to the network namespace of a descriptor; both ends are down.
 
-        The index of the end here.  Raises HostError.
+        Name (``prefix`` and a number) and index of the end here.  Raises HostError, RequestError where ``peer`` is
+        taken there.
         """
+        taken = {link.get_attr("IFLA_IFNAME") for link in self._route.get_links()}
+        name = next(name for number in itertools.count() if (name := f"{prefix}{number}") not in taken)
         try:
-            self._route.link("add", ifname=name, kind="veth", peer={"ifname": peer, "net_ns_pid": pid})
+            self._route.link("add", ifname=name, kind="veth", peer={"ifname": peer, "net_ns_fd": netns})
         except NetlinkError as error:
-            raise HostError(name, f"rtnetlink refused a veth: {error}", 'load its module: "modprobe veth"') from error
-        index = self.need(name).index
-        self.set_link(index, state="up")
-        return index
+            if error.code == 17:  # EEXIST
+                raise RequestError(peer, "there is an interface of this name already", "choose another name") from error
+            raise HostError(peer, f"rtnetlink refused a veth: {error}", 'load its module: "modprobe veth"') from error
+        return name, self.need(name).index
 
     def delete_link(self, ifindex: int) -> None:
         """Delete an interface; one that is gone already is all right.  Raises HostError."""

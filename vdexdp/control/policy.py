@@ -109,7 +109,7 @@ class Rule:
         """A tap that the kernel would let this user open, or one whose name is granted."""
         if OWN in self.interfaces and owns(link, peer):
             return True
-        names = {"user": _user_name(peer.uid), "uid": str(peer.uid)}
+        names = {"user": user_name(peer.uid), "uid": str(peer.uid)}
         for pattern in self.interfaces:
             if pattern == OWN or (link.kind == "" and set(pattern) & set("*?[{")):
                 continue  # hardware has to be named
@@ -138,7 +138,8 @@ def owns(link: LinkInfo, peer: Peer) -> bool:
     return link.owner in (None, peer.uid) and (link.group is None or link.group in {peer.gid, *peer.groups})
 
 
-def _user_name(uid: int) -> str:
+def user_name(uid: int) -> str:
+    """The name of a user, or the number of one who has none."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from vdexdp.control import hooks, vlans
@@ -19,8 +19,8 @@ from vdexdp.control.channel import Body
 from vdexdp.control.dataplane import Link
 from vdexdp.control.host import Host, close_fd, promiscuous, tun_offloads
 from vdexdp.control.netlink import XDP_NDO_XMIT, LinkInfo
-from vdexdp.errors import KernelPathError, RequestError, VdexdpError
-from vdexdp.plugins.base import Netdev
+from vdexdp.errors import HostError, KernelPathError, RequestError, VdexdpError
+from vdexdp.plugins.base import Inside, Netdev
 from vdexdp.plugins.tap import open_tap
 from vdexdp.wire.dot1q import Mapper
 
@@ -44,6 +44,8 @@ class Port:
     why: str = ""
     bridge: bool = False
     vlan: int = 0
+    owned: bool = False
+    """Whether the interface is to be deleted with the port."""
     tap: int = -1
     promisc: int = -1
     links: dict[str, Link] = field(default_factory=dict)
@@ -93,6 +95,7 @@ class Ports:
         tap: int = -1,
         *,
         bridge: bool = False,
+        owned: bool = False,
         vlan: Sequence[Mapper] = (),
     ) -> Port:
         """Plug an interface in; ``tap`` is duplicated; ``vlan`` is around the other end of the cable.
@@ -105,7 +108,8 @@ class Ports:
         choice = hooks.choose(end.hook, link, features, stack=stack, vlan=bool(end.vlan or vlan))
         tables = self.host.tables
         with ExitStack() as undo:
-            port = Port(tables.take_port(), switch, plug, link.name, end.side, link.index, link.mtu, bridge=bridge)
+            port = Port(tables.take_port(), switch, plug, link.name, end.side, link.index, link.mtu)
+            port.bridge, port.owned = bridge, owned
             undo.callback(self.remove, port)
             self.all[port.index] = port
             port.vlan = vlans.write(tables, port.index, link.index, end.vlan, vlan, stack=stack)
@@ -138,17 +142,44 @@ class Ports:
             flags |= K["PORT_F_XDP_OUT"]
         return flags
 
-    def add_bridge(self, switch: int, plug: int, vlan: Sequence[Mapper] = ()) -> tuple[Port, int]:
-        """A tap whose descriptor (returned, the caller's) is the other side: a plug pumps a userspace end on it."""
+    def add_bridge(self, switch: int, plug: int, vlan: Sequence[Mapper] = (), guest_limit: int = 0) -> tuple[Port, int]:
+        """A tap whose descriptor (returned, the caller's) is the other side: a plug pumps a userspace end on it.
+
+        ``guest_limit``, the learning limit, is that of a user other than root, who may do things to the tap by its
+        descriptor: make it outlive that, for instance.
+        """
         host = self.host
         with ExitStack() as undo:
             fd, name = open_tap("vdxb%d")
             undo.callback(close_fd, fd)
             host.private(name)
+            if guest_limit:
+                host.isolate(name)
             host.netlink.set_link(host.netlink.need(name).index, mtu=K["FRAME_MAX"] - ETH_HEADER - 4, state="up")
-            port = self.add(Netdev(name, "wire", "tap"), switch, plug, bridge=True, vlan=vlan)
+            end = Netdev(name, "wire", "tap")
+            if guest_limit:
+                end = replace(end, learn_limit=guest_limit)
+            port = self.add(end, switch, plug, bridge=True, owned=bool(guest_limit), vlan=vlan)
             undo.pop_all()
         return port, fd
+
+    def add_inside(
+        self, end: Inside, netns: int, switch: int, plug: int, vlan: Sequence[Mapper] = (), guest_limit: int = 0
+    ) -> Port:
+        """A veth whose far end is in another network namespace, left down there; it goes with the port."""
+        netlink = self.host.netlink
+        with ExitStack() as undo:
+            name, index = netlink.make_veth_into("vdxv", end.name, netns)
+            undo.callback(netlink.delete_link, index)
+            self.host.private(name)
+            self.host.isolate(name)
+            netlink.set_link(index, state="up")
+            near = Netdev(name, "wire")
+            if guest_limit:
+                near = replace(near, learn_limit=guest_limit)
+            port = self.add(near, switch, plug, owned=True, vlan=vlan)
+            undo.pop_all()
+        return port
 
     def _attach(self, port: Port, choice: hooks.Choice) -> None:
         host = self.host
@@ -183,6 +214,9 @@ class Ports:
             close_fd(port.tap)
         close_fd(port.promisc)
         port.tap = port.promisc = -1
+        if port.owned:
+            with suppress(HostError):
+                self.host.netlink.delete_link(port.ifindex)
 
     def refresh(self, port: Port) -> None:
         """Follow what changed at the interface: MTU, far end, whether it takes XDP redirects."""

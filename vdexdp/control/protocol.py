@@ -25,7 +25,7 @@ from vdexdp.errors import (
     RequestError,
     VdexdpError,
 )
-from vdexdp.plugins.base import Netdev, Tunnel
+from vdexdp.plugins.base import Inside, Netdev, Tunnel
 from vdexdp.wire.dot1q import Mapper
 from vdexdp.wire.ethernet import DOT1AD, DOT1Q, VID_MASK
 
@@ -108,8 +108,8 @@ class Bridge:
     vnl: str
 
 
-End = Netdev | Tunnel | Bridge
-_KINDS: Final[dict[str, type]] = {"netdev": Netdev, "tunnel": Tunnel, "bridge": Bridge}
+End = Netdev | Tunnel | Bridge | Inside
+_KINDS: Final[dict[str, type]] = {"netdev": Netdev, "tunnel": Tunnel, "bridge": Bridge, "inside": Inside}
 
 
 def end_to_json(end: End, fd: int | None = None) -> Body:
@@ -146,10 +146,10 @@ def end_from_json(body: object) -> tuple[End, int | None]:
     end: End = _build(_KINDS[kind], values)
     if isinstance(end, Tunnel):
         _check_tunnel(end)
-    elif isinstance(end, Netdev):
-        if not 0 < len(end.name.encode()) < 16 or "/" in end.name or "\0" in end.name or end.name in (".", ".."):
+    elif isinstance(end, Netdev | Inside):
+        if not 0 < len(end.name.encode()) < 16 or end.name in (".", "..") or set(end.name) & set("/:%\0 \n\t"):
             raise ProtocolError("end", "not an interface name")
-        if not 0 <= end.learn_limit < 1 << 32:
+        if isinstance(end, Netdev) and not 0 <= end.learn_limit < 1 << 32:
             raise ProtocolError("end", '"learn_limit" is out of range')
     index = take(body, "fd", (int, type(None)), None)
     return end, index
@@ -263,6 +263,9 @@ class EndPath:
 @dataclass
 class PlugReply:
     """A plug that runs.  ``lease`` and ``fds`` are to be held, unread, and sent back in ``resume`` to a new daemon.
+
+    Those of a user other than root hold nothing but his claim to what the keeper holds (:mod:`vdexdp.control.keeper`):
+    a ``token``, and "alive", whose end says that he has ended.
 
     The descriptor named "bridge", if there is one, is the tap on which the plug pumps its userspace end; it is not part
     of the lease.

@@ -21,10 +21,10 @@ from vdexdp.control.tunnels import Lac, Uplink
 from vdexdp.errors import RequestError
 
 
-def show(model: Model) -> Body:
+def show(model: Model, *, ask_worker: bool = True) -> Body:
     """Plugs, switches, ports, uplinks and the worker, with their counters."""
     census = table.census(model.host.tables)
-    if model.tunnels.exception is not None:
+    if ask_worker and model.tunnels.exception is not None:
         model.worker_said(model.tunnels.exception.ask_stats())
     switches = [_lac_switch(model, lac, census) for lac in model.tunnels.lacs.values()]
     switches += [_cable_switch(model, switch) for switch in sorted(model.cables)]
@@ -129,15 +129,20 @@ def _worker(model: Model) -> Body:
     return {"running": bool(stats), "tap": exception.name, "restarts": exception.restarts, "drops": drops, **stats}
 
 
-def fdb(model: Model, body: Mapping[str, Any]) -> Body:
-    """``list``, ``add``, ``delete``, ``flush``.  Raises RequestError for what is not there, ProtocolError."""
+def fdb(model: Model, body: Mapping[str, Any], uid: int = 0) -> Body:
+    """``list``, ``add``, ``delete``, ``flush``.  Raises RequestError for what is not there, ProtocolError.
+
+    A user other than root sees the switches of his plugs only.
+    """
+    mine = {plug.switch for plug in model.plugs.values() if not uid or plug.uid == uid}
     action = take(body, "action", str, "list")
     switch = take(body, "switch", (int, type(None)), None)
-    if switch is not None and switch not in model.tunnels.lacs and switch not in model.cables:
+    if switch is not None and (switch not in {*model.tunnels.lacs, *model.cables} or (uid and switch not in mine)):
         raise RequestError(f"switch {switch}", "no such switch", 'see "vdexdp show"')
     tables = model.host.tables
     if action == "list":
-        return {"entries": [asdict(row) | {"age": round(row.age, 1)} for row in table.rows(tables, switch)]}
+        rows = (row for row in table.rows(tables, switch) if not uid or row.switch in mine)
+        return {"entries": [asdict(row) | {"age": round(row.age, 1)} for row in rows]}
     if action == "flush":
         for one in [switch] if switch is not None else list(model.tunnels.lacs):
             tables.fdb_flush(one)

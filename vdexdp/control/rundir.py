@@ -131,8 +131,8 @@ class RunDir:
                 time.sleep(0.01)
             os.close(fd)
 
-    def listen(self) -> socket.socket:
-        """The listening socket, readable and writable for its owner only.
+    def listen(self, gid: int | None = None) -> socket.socket:
+        """The listening socket, readable and writable for root only, and a group.
 
         One that the service manager made listens at its own place; ours is then a link to it, for as long as it lives.
         """
@@ -148,12 +148,31 @@ class RunDir:
                 sock.bind(str(self.path))
             finally:
                 os.umask(mask)
-            sock.listen(BACKLOG)
             self._bound = os.lstat(self.path)
+            with suppress(HostError):  # which the next call tells
+                self.open_to(gid)
+            sock.listen(BACKLOG)
         except OSError as error:
             sock.close()
             raise HostError.from_oserror(str(self.path), error) from error
         return sock
+
+    def open_to(self, gid: int | None) -> None:
+        """Let a group talk to the daemon, beside root, or nobody else (None).
+
+        Raises HostError where this process may not: without CAP_CHOWN, a service manager has to do it.
+        """
+        mode = 0o600 if gid is None else 0o660
+        try:
+            info = os.stat(self.path)
+            if gid is not None and info.st_gid != gid:
+                os.chmod(self.path, 0o600)
+                os.chown(self.path, -1, gid)
+            if info.st_mode & 0o777 != mode:
+                os.chmod(self.path, mode)
+        except OSError as error:
+            hint = "set SocketGroup= and SocketMode=0660 in vdexdp.socket" if self._inherited is not None else ""
+            raise HostError.from_oserror(str(self.path), error, hint) from error
 
     def _link(self, place: str | bytes) -> None:
         place = os.fsdecode(place)

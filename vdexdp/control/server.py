@@ -18,23 +18,28 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 from vdexdp import __version__
 from vdexdp.control import libbpf, report
 from vdexdp.control.channel import Body, Channel, Message, take
-from vdexdp.control.clients import Client, Reply, authorize
+from vdexdp.control.clients import Client, Reply
 from vdexdp.control.dataplane import Dataplane
+from vdexdp.control.descriptors import discard, may_take
+from vdexdp.control.guests import COSTS, DESCRIPTORS, Guests, only_own
 from vdexdp.control.host import Host
+from vdexdp.control.keeper import ALIVE, Keeper, claimed
 from vdexdp.control.log import Log
-from vdexdp.control.model import Model, Notice, release
+from vdexdp.control.model import Model, Notice, Plug, release
 from vdexdp.control.netlink import Event, Monitor, Netlink
+from vdexdp.control.policy import DEFAULT_FILE, user_name
 from vdexdp.control.protocol import VERSION, PlugRequest, check_request, failure, netns_inode
 from vdexdp.control.rundir import RunDir
-from vdexdp.errors import DaemonError, HostError, ProtocolError, VdexdpError
+from vdexdp.errors import DaemonError, HostError, PrivilegeError, ProtocolError, RequestError, VdexdpError
 
 LINGER: Final = 1.0
 """Seconds that a daemon started on demand stays after its last plug."""
@@ -46,15 +51,21 @@ PEERS_EVERY: Final = 2.0
 SAMPLE_LINGER: Final = 300.0
 """Seconds that frames are timed after the last scrape that wanted it: more than any scrape interval."""
 CONNECTIONS_MAX: Final = 1024
+ROOTS_SHARE: Final = 128
+"""How many of them are root's alone."""
 COMMON_POINTS: Final = ("port_ingress", "port_egress", "uplink_ingress", "exception_ingress")
 
 
 class Server:
     """One network namespace's daemon.  ``run`` returns when it is over; ``close`` it then."""
 
-    def __init__(self, log: Log, *, auto: bool = False) -> None:
+    def __init__(self, log: Log, *, auto: bool = False, policy: Path = DEFAULT_FILE) -> None:
         self.auto = auto
         self.log = log
+        self.guests = Guests(log, policy)
+        self.keeper = Keeper(auto)
+        self.kept: Channel | None = None
+        self.paused: dict[int, float] = {}
         self.since = time.time()
         self.rundir = RunDir()
         self.netlink = Netlink()
@@ -74,7 +85,9 @@ class Server:
         self.sweep: tuple[float, set[int], set[int]] | None = None
         self.next_peers = now
         self.sample_until = 0.0
-        self.listener = self.rundir.listen()
+        self.guests.load()
+        self.listener = self.rundir.listen(self.guests.policy.group)
+        self._open_socket()
         self.selector.register(self.listener, selectors.EVENT_READ, self._accept)
         self.selector.register(self.monitor, selectors.EVENT_READ, self._rtnetlink)
 
@@ -105,8 +118,10 @@ class Server:
             self.log.failure(error)
 
     def _signalled(self, reader: socket.socket) -> None:
-        reader.recv(64)
-        self.running = False
+        if set(reader.recv(64)) - {signal.SIGHUP}:
+            self.running = False
+        else:
+            self._read_policy()
 
     def _timeout(self) -> float:
         now = time.monotonic()
@@ -115,6 +130,7 @@ class Server:
         times += [self.wait_until] if self.awaited else []
         times += [self.sweep[0]] if self.sweep else []
         times += [self.revive_at] if self.revive_at is not None else []
+        times += self.paused.values()
         times += [self.sample_until] if self.model is not None and self.model.host.tables.sample else []
         return max(0.0, min(times) - now)
 
@@ -132,6 +148,9 @@ class Server:
             self.model.sweep(ports, switches)
         if not self.awaited:
             self._serve_waiting()
+        for fd in [fd for fd, until in self.paused.items() if now >= until]:
+            del self.paused[fd]
+            self._listen_to(self.clients[fd])
         if self.revive_at is not None and now >= self.revive_at:
             self._guarded(self._revive_worker)
         if self.model is not None and self.model.host.tables.sample and now >= self.sample_until:
@@ -148,10 +167,12 @@ class Server:
         if self.model is not None:
             if not keep:
                 self.model.unplug_all()
+                self.keeper.quit()
             self.model.host.close()
         self.rundir.close(keep=keep)
         for client in self.clients.values():
             client.channel.close()
+        self.keeper.forget()
         for one in (self.listener, self.monitor, self.netlink, self.selector):
             one.close()
 
@@ -165,20 +186,43 @@ class Server:
         sock.setblocking(False)
         channel = Channel(sock)
         client = Client(channel, channel.peer())
-        if len(self.clients) >= CONNECTIONS_MAX:
-            self._send(client, failure(HostError("daemon", f"it has {CONNECTIONS_MAX} connections already")))
+        if refusal := self._refuse(client):
+            self._send(client, failure(refusal))
             channel.close()
             return
+        if client.guest:
+            channel.discard = discard
         self.clients[channel.fileno()] = client
-        self.selector.register(channel, selectors.EVENT_READ, lambda: self._readable(client))
+        self._listen_to(client)
+
+    def _refuse(self, client: Client) -> HostError | None:
+        """Why there is no room for a connection.  Some is kept for root's."""
+        if len(self.clients) >= CONNECTIONS_MAX - client.guest * ROOTS_SHARE:
+            return HostError("daemon", f"it has {len(self.clients)} connections already")
+        if client.guest:
+            have = sum(one.peer.uid == client.peer.uid for one in self.clients.values())
+            self.guests.charge(client.peer)
+            if have >= self.guests.connections(client.peer):
+                return HostError("daemon", f"you have {have} connections already", "close some")
+        return None
+
+    def _listen_to(self, client: Client) -> None:
+        self.selector.register(client.channel, selectors.EVENT_READ, lambda: self._readable(client))
 
     def _readable(self, client: Client) -> None:
+        if client.guest:
+            if pause := self.guests.charge(client.peer, 0.0):
+                self._pause(client, pause)
+                return
+            self.guests.charge(client.peer)
+            client.channel.fds_max = DESCRIPTORS if may_take() else 0
         try:
             message = client.channel.recv()
         except BlockingIOError:
             return
         except ProtocolError as error:
-            self._send(client, failure(error))
+            if not self._send(client, failure(error)):
+                self._hang_up(client)
             return
         except OSError:
             message = None
@@ -220,32 +264,44 @@ class Server:
     def _hang_up(self, client: Client) -> None:
         if self.clients.pop(client.channel.fileno(), None) is None:
             return
-        self.selector.unregister(client.channel)
+        if self.paused.pop(client.channel.fileno(), None) is None:
+            self.selector.unregister(client.channel)
         client.channel.close()
         if client.waiting is not None:
             client.waiting.close()
             client.waiting = None
         if client.plug is not None and self.model is not None:
             self._said("hung up: unplugged", client)
-            self.model.unplug(client.plug)
+            self._unplug(client.plug)
             client.plug = None
             self._plugs_changed()
 
+    def _unplug(self, plug: Plug) -> None:
+        assert self.model is not None
+        self.model.unplug(plug)
+        if plug.token:
+            self.keeper.drop(plug.id)
+
     def _reap(self) -> None:
         """See hang-ups that wait in the queue: a plain restart must not meet its own dead plug."""
-        poll = select.poll()
-        for fd in self.clients:
-            poll.register(fd, select.POLLRDHUP)
-        for fd, events in poll.poll(0):
-            if events & (select.POLLHUP | select.POLLERR) and fd in self.clients:
-                self._hang_up(self.clients[fd])
+        for client in _hung_up(self.clients.values()):
+            self._hang_up(client)
+
+    def _pause(self, client: Client, seconds: float) -> None:
+        """Read nothing for a while, unless nobody waits for an answer any more."""
+        if _hung_up([client]):
+            self._hang_up(client)
+            return
+        self.selector.unregister(client.channel)
+        self.paused[client.channel.fileno()] = time.monotonic() + seconds
 
     def _plugs_changed(self) -> None:
         plugged = [client for client in self.clients.values() if client.plug is not None]
-        self.rundir.write(Counter(client.peer.pid for client in plugged))
+        self.rundir.write(Counter(self.keeper.pid if client.guest else client.peer.pid for client in plugged))
         if self.auto:
             self.leave_at = None if plugged else time.monotonic() + LINGER
         self._watch_worker()
+        self._watch_keeper()
 
     # Requests
 
@@ -255,12 +311,24 @@ class Server:
         op = check_request(body)
         if op == "hello":
             return Reply(self._hello())
-        if op == "plug":
-            asked = PlugRequest.from_json(body)
-            asked = replace(asked, pid=client.peer.pid or asked.pid)  # 0: the caller is in another PID namespace
-            authorize(client.peer, asked.ends)
-            return self._plug(client, asked, message)
-        authorize(client.peer, ())
+        if client.guest:
+            self.guests.charge(client.peer, COSTS.get(op, 0.0))
+        match op:
+            case "plug" | "may":
+                asked = PlugRequest.from_json(body)
+                asked = replace(asked, pid=client.peer.pid or asked.pid)  # 0: the caller is in another PID namespace
+                return self._plug(client, asked, message) if op == "plug" else Reply(self._may(client, asked))
+            case "policy":
+                return Reply({"ok": True, "used": self._used(client)} | self.guests.grants(client.peer))
+            case "resume" if "token" in take(body, "lease", dict):
+                return self._claim(client, take(body["lease"], "token", str))
+            case "show" if client.guest:
+                shown = self._show(ask_worker=False)
+                return Reply(only_own(shown, self.model.plugs.values() if self.model is not None else (), client.peer))
+            case "fdb" if client.guest and take(body, "action", str, "list") == "list":
+                return Reply({"ok": True} | report.fdb(self._model(), body, client.peer.uid))
+        if client.guest:
+            raise PrivilegeError("daemon", f"user {user_name(client.peer.uid)} may not ask it for that", "run as root")
         match op:
             case "resume":
                 return self._resume(client, message)
@@ -292,9 +360,13 @@ class Server:
             if share != self.model.host.tables.sample:
                 self.model.host.tables.set_sample(share)
 
-    def _show(self) -> Body:
+    def _show(self, *, ask_worker: bool = True) -> Body:
         nothing: Body = {"kernel": os.uname().release, "plugs": [], "switches": [], "ports": [], "uplinks": []}
-        shown = report.show(self.model) if self.model is not None else nothing | {"worker": {"running": False}}
+        shown = (
+            report.show(self.model, ask_worker=ask_worker)
+            if self.model is not None
+            else nothing | {"worker": {"running": False}}
+        )
         return self._hello() | {"since": self.since, "uptime": round(time.time() - self.since, 1)} | shown
 
     def _model(self) -> Model:
@@ -313,12 +385,113 @@ class Server:
         if self.awaited:
             return None
         self._reap()
-        reply = self._model().plug(asked, message.fds, client.peer.uid)
-        client.plug = self._model().plugs[reply.plug]
+        model, name, limit = self._model(), "", 0
+        if client.guest:
+            try:
+                rule, asked = self.guests.allow(client.peer, asked, self.netlink, self._used(client), message.fds)
+            except PrivilegeError as error:
+                self.log.say(f"user {user_name(client.peer.uid)}: {error}", "warning", client=client.peer.pid)
+                raise
+            name, limit = rule.name, rule.addresses
+        reply = model.plug(asked, message.fds, client.peer.uid, name, limit)
+        client.plug = model.plugs[reply.plug]
+        own = [reply.fds["bridge"]] if "bridge" in reply.fds else []
+        if client.guest:
+            try:
+                reply.lease, end = self.keeper.entrust(model, client.plug)
+            except HostError:
+                self._unplug(client.plug)
+                client.plug = None
+                for fd in own:
+                    os.close(fd)
+                raise
+            own.append(end)
+            reply.fds = {ALIVE: end} | ({"bridge": own[0]} if len(own) > 1 else {})
         self._said(f"{' -- '.join(asked.vnls)} plugged", client)
         self._plugs_changed()
-        own = [reply.fds["bridge"]] if "bridge" in reply.fds else []
         return Reply(reply.to_json(), list(reply.fds.values()), own)
+
+    # Users other than root
+
+    def _used(self, client: Client) -> int:
+        """How many plugs a user has."""
+        plugs = self.model.plugs.values() if self.model is not None else ()
+        return sum(plug.uid == client.peer.uid for plug in plugs)
+
+    def _may(self, client: Client, asked: PlugRequest) -> Body:
+        """Whether the policy would allow a plug."""
+        rule = ""
+        if client.guest:
+            rule = self.guests.allow(client.peer, asked, self.netlink, self._used(client))[0].name
+        return {"ok": True, "rule": rule}
+
+    def _claim(self, client: Client, token: str) -> Reply | None:
+        """Give a user's plug, that the keeper has brought, to him."""
+        if client.plug is not None or client.waiting is not None:
+            raise ProtocolError("resume", "this connection has a plug already")
+        if self.awaited:
+            return None
+        model = self._model()
+        plug = claimed(model, token, client.peer.uid)
+        holder = next((one for one in self.clients.values() if one.plug is plug), None)
+        if holder is None or holder.guest:
+            raise HostError("lease", "somebody has claimed it", "plug again")
+        self.keeper.renew(model, plug)
+        holder.plug, client.plug = None, plug
+        self._send(holder, {"event": "unplugged", "subject": "keeper", "cause": "its user is back"})
+        self._said("claimed by its user", client)
+        self._plugs_changed()
+        self._withdraw()
+        return Reply({"ok": True, "plug": plug.id})
+
+    def _read_policy(self) -> None:
+        """Read the policy, again; plugs that it allows no more are taken out."""
+        if self.guests.load():
+            self._open_socket()
+            self._withdraw()
+
+    def _open_socket(self) -> None:
+        try:
+            self.rundir.open_to(self.guests.policy.group)
+        except HostError as error:
+            self.log.say(f"the socket is not open to the policy's group: {error}", "error")
+
+    def _withdraw(self) -> None:
+        if self.guests.broken or self.model is None:
+            return
+        notices = []
+        for client in self.clients.values():
+            if not client.guest or client.plug is None:
+                continue
+            try:
+                self.guests.allow(client.peer, client.plug.request, self.netlink, 0)
+            except (PrivilegeError, RequestError) as error:
+                self._unplug(client.plug)
+                notices.append(Notice(client.plug.id, error.subject, error.cause))
+            except VdexdpError:  # an interface or a route is gone: that is followed elsewhere
+                continue
+        self._tell(notices)
+
+    def _watch_keeper(self) -> None:
+        if self.kept is not self.keeper.channel:
+            if self.kept is not None and self.kept.fileno() >= 0:
+                self.selector.unregister(self.kept)
+            self.kept = self.keeper.channel
+            if self.kept is not None:
+                self.selector.register(self.kept, selectors.EVENT_READ, self._keeper_said)
+
+    def _keeper_said(self) -> None:
+        if self.model is None or self.keeper.said():
+            return
+        self.log.failure(HostError("keeper", "ended", "starting another one"))
+        if self.kept is not None:
+            self.selector.unregister(self.kept)
+            self.kept = None
+        self.keeper.forget()
+        for client in self.clients.values():
+            if client.guest and client.plug is not None:
+                self.keeper.renew(self.model, client.plug)
+        self._plugs_changed()
 
     def _resume(self, client: Client, message: Message) -> Reply:
         lease = take(message.body, "lease", dict)
@@ -382,6 +555,8 @@ class Server:
         for notice in notices:
             for client in self.clients.values():
                 if client.plug is not None and client.plug.id == notice.plug:
+                    if client.plug.token:
+                        self.keeper.drop(client.plug.id)
                     self._said(f"unplugged: {notice.subject}: {notice.cause}", client)
                     client.plug = None
                     self._send(client, {"event": "unplugged", "subject": notice.subject, "cause": notice.cause})
@@ -423,6 +598,17 @@ class Server:
         self.model.tunnels.restart_worker()
         self._watch_worker()
         for client in self.clients.values():
-            if client.plug is not None and client.plug.lac is not None:
+            if client.plug is not None and client.plug.lac is not None and client.guest:
+                self.keeper.renew(self.model, client.plug)
+            elif client.plug is not None and client.plug.lac is not None:
                 state, held = self.model.lease(client.plug)
                 self._send(client, {"event": "lease", "lease": state, "fds": list(held)}, list(held.values()))
+
+
+def _hung_up(clients: Iterable[Client]) -> list[Client]:
+    """Those whose other side is closed, whatever is still to be read."""
+    known = {client.channel.fileno(): client for client in clients}
+    poll = select.poll()
+    for fd in known:
+        poll.register(fd, select.POLLRDHUP)
+    return [known[fd] for fd, events in poll.poll(0) if events & (select.POLLHUP | select.POLLERR)]

@@ -14,19 +14,17 @@ it ends when the last copy of the other end of its control socket is closed, and
 
 from __future__ import annotations
 
-import gc
 import os
 import select
-import signal
 import socket
 import struct
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from vdexdp.control.channel import Channel, Message, take
+from vdexdp.control.forked import fork_off
 from vdexdp.errors import DaemonError, ProtocolError
 from vdexdp.wire.vxlan import HEADER_SIZE, build_outer, decode_header, encode_header, is_vxvde, parse_outer
 
@@ -339,30 +337,4 @@ class Worker:
 
 def spawn(tap: int) -> tuple[int, socket.socket]:
     """Fork a worker on the exception tap; return its pid and the daemon's end of its control socket."""
-    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-    pid = os.fork()
-    if pid:
-        its.close()
-        return pid, ours
-    try:
-        os.setsid()  # a Ctrl-C for the daemon is none for the worker
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
-        signal.set_wakeup_fd(-1)
-        keep_only({0, 1, 2, its.fileno(), tap})
-        gc.freeze()  # what the daemon left here must not be finalised: its descriptors' numbers are free for others
-        Worker(Channel(its), tap).run()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
-
-
-def keep_only(wanted: set[int]) -> None:
-    """Close every other descriptor: nothing of the daemon's may live on in here."""
-    last = -1
-    for fd in sorted(wanted):
-        if fd > last + 1:  # an empty range makes CPython 3.11 close everything
-            os.closerange(last + 1, fd)
-        last = fd
-    os.closerange(last + 1, 1 << 20)
+    return fork_off(lambda control: Worker(Channel(control), tap).run(), {tap})

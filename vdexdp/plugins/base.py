@@ -39,6 +39,7 @@ __all__ = [
     "Buffer",
     "Grammar",
     "Hook",
+    "Inside",
     "KernelEnd",
     "Netdev",
     "NoKernelEnd",
@@ -105,7 +106,18 @@ class Tunnel:
     vlan: tuple[Mapper, ...] = ()
 
 
-KernelEnd = Netdev | Tunnel
+@dataclass(frozen=True)
+class Inside:
+    """An interface that the daemon makes in another network namespace, for as long as it is plugged.
+
+    ``netns`` is the descriptor of that namespace in the calling process.
+    """
+
+    name: str
+    netns: int = -1
+
+
+KernelEnd = Netdev | Tunnel | Inside
 
 
 @dataclass(frozen=True)
