@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.labkit import VDEXDP
 from vdexdp.control import bytecode, client
-from vdexdp.control.protocol import Bridge, PlugRequest
+from vdexdp.control.protocol import End, PlugRequest
 from vdexdp.lab import Namespace, wait_until
 from vdexdp.lab.namespace import Process
 from vdexdp.plugins.base import Netdev, Tunnel
@@ -61,9 +61,7 @@ def daemon(host: Namespace, *options: str) -> Process:
     return process
 
 
-def plug(
-    host: Namespace, first: Netdev | Tunnel | Bridge, second: Netdev | Tunnel | Bridge, fds: list[int] | None = None
-) -> client.Plug:
+def plug(host: Namespace, first: End, second: End, fds: list[int] | None = None) -> client.Plug:
     """Plug two ends, with this process as the plug."""
     with host.entered():
         index = 0 if fds else None

@@ -8,6 +8,7 @@ import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -133,7 +134,7 @@ def _state(clean: bool) -> list[Check]:
     except VdexdpError as error:
         checks.append(Check("daemon", None, error.cause, error.hint))
     if running:
-        return checks
+        return checks + _policy()
     with Netlink() as netlink:
         taps = [link.name for link in netlink.links() if link.kind == "tun" and link.name.startswith(("vdxp", "vdxb"))]
         filters, programs = netlink.clsact_leftovers(), _xdp_leftovers(netlink)
@@ -159,3 +160,31 @@ def _xdp_leftovers(netlink: Netlink) -> list[Xdp]:
         return [] if Features().xdp_link else netlink.xdp_leftovers()
     except OSError:  # without privilege
         return []
+
+
+def _policy() -> list[Check]:
+    """What the daemon's policy grants: this user, or, for root, everybody."""
+    from vdexdp.control import client
+
+    try:
+        found = client.call("policy")
+    except VdexdpError as error:
+        return [Check("policy", None, error.cause, error.hint)]
+    if found["broken"]:
+        cause = found["broken"] if isinstance(found["broken"], str) else f"{found['file']} has a mistake"
+        return [Check("policy", None, f"what held before holds on: {cause}", "correct it, and send the daemon SIGHUP")]
+    if not found["rules"]:
+        for_whom = "you nothing" if os.geteuid() else "nobody but root anything"
+        return [Check("policy", None if os.geteuid() else True, f"it grants {for_whom}", "see docs/policy.md")]
+    return [Check("policy", True, _told(rule, found["used"])) for rule in found["rules"]]
+
+
+def _told(rule: dict[str, Any], used: int) -> str:
+    whom = [f"user {uid}" for uid in rule.get("users", [])] + [f"group {gid}" for gid in rule.get("groups", [])]
+    parts = [
+        f"rule {rule['name']}" + (f", {', '.join(whom)}" if whom else ""),
+        f"networks {', '.join(rule['networks']) or 'none'}",
+        f"interfaces {', '.join(rule['interfaces']) or 'none'}",
+        f"{rule['plugs']} plugs" + ("" if whom else f", {used} in use"),
+    ]
+    return "; ".join(parts)

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import os
+from dataclasses import asdict, dataclass, field, replace
 
 import click
 
@@ -12,6 +13,7 @@ from vdexdp.control import client, features, hooks
 from vdexdp.control.netlink import Netlink
 from vdexdp.control.path import check, cut_off, plan
 from vdexdp.control.probe import capabilities
+from vdexdp.control.protocol import Bridge, end_to_json
 from vdexdp.control.sockets import foreign_sockets
 from vdexdp.control.tunnels import OVERHEAD, find_uplink
 from vdexdp.errors import KernelPathError, VdexdpError
@@ -35,7 +37,10 @@ class Part:
 @click.argument("second", required=False)
 @json_option
 def explain(first: str, second: str | None, as_json: bool) -> int:
-    """Say which path each end would take here, and why; nothing is touched."""
+    """Say which path each end would take here, and why; nothing is touched.
+
+    Users other than root are told whether the daemon's policy grants it, if a daemon runs.
+    """
     ends = [registry.parse(first)] + ([registry.parse(second)] if second is not None else [])
     kernel = [end.kernel_end() for end in ends]
     way, why = "kernel", ""
@@ -55,13 +60,38 @@ def explain(first: str, second: str | None, as_json: bool) -> int:
             way, why = "user", slow[0].why
         if way == "kernel" and len(ends) == 2:
             _fit(netlink, parts, kernel)
+    needs, rule = "", ""
+    if way != "user" and len(ends) == 2 and os.geteuid():
+        try:
+            rule = _granting_rule(ends, kernel)
+        except client.NotRunning:
+            pass
+        except VdexdpError as error:
+            way, why = "user", f"{error.subject}: {error.cause}"
+            parts = [part if part.path == "user" else replace(part, path="user", why=why) for part in parts]
     lacks = [] if way == "user" else _lacks(parts, kernel)
-    needs = "" if way == "user" or "CAP_NET_ADMIN" in capabilities() else "a running daemon, or root to start one"
+    if way != "user" and not rule and "CAP_NET_ADMIN" not in capabilities():
+        needs = "a running daemon, or root to start one"
     if as_json:
-        print_json({"way": way, "why": why, "needs": needs, "lacks": lacks, "ends": [asdict(part) for part in parts]})
+        told = {"way": way, "why": why, "needs": needs, "rule": rule, "lacks": lacks}
+        print_json(told | {"ends": [asdict(part) for part in parts]})
     else:
         _print(parts, way, why, needs, lacks)
+        if rule:
+            click.echo(f"The daemon's policy grants it to you: rule {rule}.")
     return 1 if any(part.problem for part in parts) else 0
+
+
+def _granting_rule(ends: list[registry.End], kernel: list[KernelEnd | NoKernelEnd]) -> str:
+    """The rule of the daemon's policy that lets this user plug two ends, as far as that can be told beforehand.
+
+    Raises NotRunning, and what is in the way.
+    """
+    first, second = (
+        end_to_json(Bridge(end.vnl) if isinstance(one, NoKernelEnd) else one)
+        for end, one in zip(ends, kernel, strict=True)
+    )
+    return str(client.call("may", ends=[first, second], vnls=[end.vnl for end in ends])["rule"])
 
 
 def _part(netlink: Netlink, vnl: str, end: KernelEnd | NoKernelEnd, *, alone: bool, way: str, vlan: bool) -> Part:

@@ -5,8 +5,10 @@ The caller's effective gid is the VNI, and the last three bytes of the multicast
 ff05:56de::xABC.  So who has the same gid meets, on any host of the LAN, and an administrator joins with
 ``vxvde://grp=NAME``.
 
-Libvdeplug's module has this enforced by a kernel module of its own; here nothing enforces it yet.  The daemon serves
-root only, and a plug in userspace opens the same sockets as ``vxvde://``: a convention between friends.
+Libvdeplug's module has this enforced by a kernel module of its own.  Here the daemon enforces it for what runs in the
+kernel path (its policy): it takes the gid from the kernel, not from the request, and lets nobody but root into another
+group's network.  A plug in userspace opens the same sockets as ``vxvde://``, as anybody may: there it is a convention
+between friends, unless a firewall sees to it (docs/policy.md).
 """
 
 from __future__ import annotations
