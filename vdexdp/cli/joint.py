@@ -194,7 +194,7 @@ class Joint:
             if isinstance(kernel, Inside):
                 indices.append(len(fds))
                 fds.append(kernel.netns)
-                kernel = Inside(kernel.name)
+                kernel = Inside(kernel.name, vlan=kernel.vlan)
             elif isinstance(kernel, Netdev) and kernel.create == "tap":
                 from dataclasses import replace
 

@@ -109,7 +109,7 @@ class Model:
             else:
                 raise KernelPathError(" ".join(asked.vnls), "these two ends have no kernel path between them")
             self._check_roles(plug, netdevs)
-            steps = sum(len(end.vlan) for end in asked.ends if isinstance(end, Netdev | Tunnel))
+            steps = sum(len(end.vlan) for end in asked.ends if not isinstance(end, Bridge))
             if steps > K["MAX_VLAN_STEPS"]:
                 raise KernelPathError(" ".join(asked.vnls), f"more than {K['MAX_VLAN_STEPS']} vlan:// on one cable")
             vlan = tunnels[0].vlan if tunnels else ()

@@ -174,7 +174,7 @@ class Ports:
             self.host.private(name)
             self.host.isolate(name)
             netlink.set_link(index, state="up")
-            near = Netdev(name, "wire")
+            near = Netdev(name, "wire", vlan=end.vlan)
             if guest_limit:
                 near = replace(near, learn_limit=guest_limit)
             port = self.add(near, switch, plug, owned=True, vlan=vlan)

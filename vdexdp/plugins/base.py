@@ -110,11 +110,12 @@ class Tunnel:
 class Inside:
     """An interface that the daemon makes in another network namespace, for as long as it is plugged.
 
-    ``netns`` is the descriptor of that namespace in the calling process.
+    ``netns`` is the descriptor of that namespace in the calling process, ``vlan`` as for :class:`Netdev`.
     """
 
     name: str
     netns: int = -1
+    vlan: tuple[Mapper, ...] = ()
 
 
 KernelEnd = Netdev | Tunnel | Inside
