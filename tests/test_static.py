@@ -28,7 +28,7 @@ def test_tool(command: list[str]) -> None:
 def test_licence_lines() -> None:
     missing = [
         str(path)
-        for folder in ("bpf", "docs", "packaging", "scripts", "tests", "vdexdp")
+        for folder in ("bpf", "docs", "packaging", "scripts", "tests", "vagrant", "vdexdp")
         for path in (ROOT / folder).rglob("*")
         if path.suffix in {".py", ".c", ".h", ".sh"}
         and (text := path.read_text()).strip()
