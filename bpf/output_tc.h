@@ -336,8 +336,8 @@ static __always_inline int send_tunnel(struct __sk_buff *skb, const struct tunne
 		exception = EXC_CSUM6;
 
 	proto = (__be16)skb->protocol;
-	if (skb->len < encap_min(proto)) {
-		/* Nothing in it can be offloaded.  Marked as encapsulated, it could not be taken out again: see decap(). */
+	if ((proto != PROTO_IP && proto != PROTO_IPV6) || skb->len < encap_min(v6 ? PROTO_IPV6 : proto)) {
+		/* Nothing in it can be segmented.  Marked as encapsulated, it could not always be taken out again: see decap(). */
 		room = ROOM_FIXED_GSO;
 		proto = 0;
 	} else {

@@ -36,7 +36,7 @@ static __always_inline int decap(struct __sk_buff *skb, const struct outer *o, c
 	if (skb_adjust_room(skb, -(__s32)strip, ROOM_MAC, ROOM_FIXED_GSO | (eth->proto == o->proto ? 0 : decap_to))) {
 		if (eth->proto == o->proto)
 			return -1;
-		if (!resize && len < ETH_LEN + 40 && !skb->gso_size) {
+		if (!resize && len < encap_min(o->proto) && !skb->gso_size) {
 			if (skb_change_tail(skb, skb->len + 40, 0))
 				return -1;
 			resize = 1;
