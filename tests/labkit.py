@@ -7,6 +7,7 @@ import gzip
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,6 +70,17 @@ def _live_frames() -> bool:
     return True
 
 
+def _xdp_test_context() -> bool:
+    program = libbpf.prog_load("xdp", "probe", RETURN_1)
+    try:
+        libbpf.prog_test_run(program, bytes(64), struct.pack("=6I", 0, 64, 0, 0, 0, 0))
+    except OSError:
+        return False
+    finally:
+        os.close(program)
+    return True
+
+
 def kernel_option(name: str) -> bool | None:
     """Whether the running kernel was built with CONFIG_<name>, as a module too; None where it does not tell."""
     packed, plain = Path("/proc/config.gz"), Path(f"/boot/config-{os.uname().release}")
@@ -115,6 +127,7 @@ FEATURES: dict[str, Feature] = {
     "macvtap": Feature(_macvtap, (2, 6), "MACVTAP"),
     "cgroup2": Feature(lambda: bool(cgroup2()), (4, 5), "CGROUPS"),
     "overlay": Feature(_overlay, (3, 18), "OVERLAY_FS"),
+    "xdp-test-context": Feature(_xdp_test_context, (5, 15)),
     "live-frames": Feature(_live_frames, (5, 18)),
     "xdp_link": Feature(lambda: _features.xdp_link, (5, 9)),
     "redirect_peer": Feature(lambda: _features.redirect_peer, (5, 10)),

@@ -32,10 +32,10 @@ def boot(host: Namespace, address: str, *network: str) -> Process:
     ``network`` are QEMU's options for the network back-end, whose id has to be "net".  Only in a virtual machine
     (scripts/vm) may there be no kernel for another one: the test is skipped.
     """
-    qemu = require_tool("qemu-system-x86_64")
     kernel = kernels.unpacked(kernels.OWN)
     if not kernel:
         lacking("the guest's kernel", "run: sudo scripts/setup --test", known="VDEXDP_VM" not in os.environ)
+    qemu = require_tool("qemu-system-x86_64")
     modules = kernel.load_order("virtio_pci", "virtio_net")
     with tempfile.NamedTemporaryFile(prefix="vdexdp-initrd-") as ram:
         ram.write(initrd(_INIT.format(address=address, port=ECHO_PORT), modules))

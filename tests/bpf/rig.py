@@ -16,6 +16,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from tests.labkit import require
 from vdexdp.control import abi, libbpf
 from vdexdp.control.dataplane import Dataplane
 from vdexdp.wire.vxlan import encode_header
@@ -257,6 +258,7 @@ class Rig:
     def run(self, point: str, port: int, frame: bytes, *, gso_size: int = 0, gso_segs: int = 0) -> libbpf.TestRun:
         """One frame through the program at ``point`` of ``port``'s interface."""
         if point.endswith("_xdp"):
+            require("xdp-test-context")
             context = struct.pack("=6I", 0, len(frame), 0, self.ifindex[port], 0, 0)
         else:
             skb = bytearray(192)

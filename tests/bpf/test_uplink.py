@@ -39,6 +39,8 @@ from tests.bpf.rig import (
     outer,
 )
 from tests.bpf.test_port import FRAMES, vlan_of
+from vdexdp.control.host import Host
+from vdexdp.control.netlink import Netlink
 from vdexdp.wire.vxlan import build_outer, encode_header
 
 
@@ -225,14 +227,15 @@ def test_a_bounced_frame_enters_by_the_port_it_came_from(rig: Rig) -> None:
     tag = struct.pack("!HH", K["BOUNCE_TPID"], WIRE2)
     # A test run takes no tag in metadata: the kernel does that for frames from a device, so this one is really sent.
     rig.maps["ingress"].update(rig.ifindex[EXCEPTION] | K["UPLINK_KEY"], EXCEPTION)
-    link = rig.dataplane.attach(rig.ifindex[EXCEPTION], "exception_ingress")
-    try:
-        rig.taps[EXCEPTION].send(frame[:12] + tag + frame[12:])
-        for _ in range(100):
-            if rig.count(WIRE2, "rx_frames", "PATH_EXCEPTION"):
-                break
-    finally:
-        link.close()
+    with Netlink() as netlink:
+        link = Host(rig.dataplane, netlink).attach(rig.ifindex[EXCEPTION], "exception_ingress")
+        try:
+            rig.taps[EXCEPTION].send(frame[:12] + tag + frame[12:])
+            for _ in range(100):
+                if rig.count(WIRE2, "rx_frames", "PATH_EXCEPTION"):
+                    break
+        finally:
+            link.close()
     assert rig.count(WIRE2, "rx_frames", "PATH_EXCEPTION") == 1
     assert rig.count(TUNNEL, "tx_frames", "PATH_TC") == 1
     assert rig.entry(A).port == WIRE2

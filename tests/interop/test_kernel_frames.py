@@ -23,11 +23,11 @@ from tests.labkit import require_tool
 from vdexdp.control import client
 from vdexdp.control.dataplane import Dataplane
 from vdexdp.control.protocol import Bridge, PlugRequest
-from vdexdp.lab import Lab, Namespace
+from vdexdp.lab import SLOWNESS, Lab, Namespace
 from vdexdp.plugins.base import Tunnel
 from vdexdp.plugins.registry import parse
 
-PATIENCE = 3.0
+PATIENCE = 3.0 * SLOWNESS
 """Seconds that frames may take on a busy machine."""
 BURST = 8
 """Frames at once for which a stock node's socket has room."""

@@ -70,6 +70,11 @@ class Unpacked:
         old = self.root / f"boot/vmlinuz-{self.release}"
         return old if old.exists() else self.modules / self.release / "vmlinuz"
 
+    @property
+    def config(self) -> Path:
+        """What it was built with; need not be there."""
+        return self.root / f"boot/config-{self.release}"
+
     def load_order(self, *names: str) -> list[Path]:
         """The files of these modules and of what they depend on, in the order of their loading; built-in ones have
         none.

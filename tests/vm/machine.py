@@ -33,6 +33,7 @@ _RESULT_MEGABYTES = 64
 _KVM_SECONDS = 10.0
 _HELLO = "the guest is up"
 _LAST_LINES = 30
+_EMULATION = 8.0
 SOFTWARE = ("-accel", "tcg,thread=multi", "-cpu", "qemu64,+rdrand")
 _KVM = ("-accel", "kvm", "-cpu", "host")
 
@@ -44,11 +45,13 @@ b mkdir -p /root/lib/modules
 b mount -t ext4 -o ro /dev/vdb /root/lib/modules
 b mount -t tmpfs run /root/run
 b cp /guest /root/run/guest
+b mkdir -p /root/boot
+b cp /config /root/boot/config-$(b uname -r)
 b umount /proc
 exec /bin/busybox switch_root /root /run/guest
 """
 
-_GUEST = """#!/bin/bash
+_GUEST = """#!/bin/sh
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
@@ -64,10 +67,10 @@ modprobe -qa tun veth
 tar -xf /dev/vdc -C /
 cd {checkout}
 ln -sfn {venv} .venv
-export PATH={venv}/bin:$PATH VDEXDP_VM={kernel}
+export PATH={venv}/bin:$PATH VDEXDP_VM={kernel} VDEXDP_LAB_SLOWNESS={slowness:.0f}
 exec </dev/null >/dev/ttyS0 2>&1
 stty -F /dev/ttyS0 raw
-setsid -w bash -c {command}
+sh -c {command}
 echo $? >/results/status
 tar -cf /dev/vdd -C /results .
 sync
@@ -102,6 +105,11 @@ def accelerator() -> tuple[str, ...]:
     return _KVM if remembered.read_text() == "yes" else SOFTWARE
 
 
+def slowness() -> float:
+    """How many times slower than a processor of its own the guest is (vdexdp.lab.SLOWNESS)."""
+    return 1.0 if accelerator() == _KVM else _EMULATION
+
+
 def _kvm_works(kernel: Unpacked) -> bool:
     with tempfile.TemporaryDirectory(prefix="vdexdp-vm-") as place:
         ram = Path(place) / "initrd"
@@ -129,15 +137,18 @@ def _qemu() -> tuple[str, ...]:
     qemu = shutil.which("qemu-system-x86_64")
     if not qemu:
         raise NotToBeHad("QEMU is missing: run scripts/setup --vm")
-    return ("nice", qemu, "-nodefaults", "-display", "none", "-no-reboot")
+    return ("nice", "-n", "1", qemu, "-nodefaults", "-display", "none", "-no-reboot")
 
 
-def run(kernel: Unpacked, command: Sequence[str], timeout: float, memory: int = MEGABYTES) -> Outcome:
+def run(
+    kernel: Unpacked, command: Sequence[str], timeout: float, memory: int = MEGABYTES, root: Path | None = None
+) -> Outcome:
     """Run a command in the checkout's copy inside of the guest, its output on our standard output as it comes.
 
-    ``timeout`` in seconds for everything from the start of QEMU on.  Raises NotToBeHad.
+    ``timeout`` in seconds for everything from the start of QEMU on; ``root`` in place of the Debian root, with bash in
+    its /bin.  Raises NotToBeHad.
     """
-    root, modules = rootfs.root_disk(), rootfs.modules_disk(kernel)
+    root, modules = root or rootfs.root_disk(), rootfs.modules_disk(kernel)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vdexdp-vm-", dir=CACHE) as name:
         place = Path(name)
@@ -148,10 +159,12 @@ def run(kernel: Unpacked, command: Sequence[str], timeout: float, memory: int = 
             checkout=rootfs.GUEST_CHECKOUT,
             venv=rootfs.GUEST_VENV,
             kernel=kernel.release,
+            slowness=slowness(),
             command=shlex.quote(shlex.join(command)),
         )
         drivers = kernel.load_order("virtio_pci", "virtio_blk", "ext4")
-        (place / "initrd").write_bytes(initrd(_INIT, drivers, {"guest": guest.encode()}))
+        files = {"guest": guest.encode(), **({"config": kernel.config.read_bytes()} if kernel.config.exists() else {})}
+        (place / "initrd").write_bytes(initrd(_INIT, drivers, files))
         disks = [(root, "snapshot=on"), (modules, "readonly=on"), (place / "checkout.tar", "readonly=on")]
         disks.append((place / "results", "cache=unsafe"))
         argv = [
@@ -211,7 +224,7 @@ def _live(argv: list[str], timeout: float, place: Path) -> bool:
 
 def _results(disk: Path) -> dict[str, bytes]:
     try:
-        with tarfile.open(disk) as archive:
+        with tarfile.open(disk, "r:") as archive:
             files = ((member, archive.extractfile(member)) for member in archive if member.isfile())
             return {member.name.removeprefix("./"): stream.read() for member, stream in files if stream}
     except tarfile.TarError:

@@ -24,7 +24,7 @@ from vdexdp.control import bytecode
 CHECKOUT = CACHE.parents[1]
 GUEST_CHECKOUT = "/root/vdexdp"
 GUEST_VENV = "/opt/venv"
-_NOT_COPIED = {".venv", ".cache", ".git", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", "__pycache__"}
+_NOT_COPIED = {".venv", ".cache", ".git", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"}
 _ROOT_MEGABYTES = 3072
 _RECIPE = 1
 """To be counted up with a change of the steps in ``_build``."""

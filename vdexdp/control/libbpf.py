@@ -426,13 +426,18 @@ def map_info(fd: int) -> MapInfo:
     return info
 
 
-def verified_instructions(kind: str, name: str, instructions: bytes) -> int:
+def verified_instructions(kind: str, name: str, instructions: bytes, prog_flags: int = 0) -> int:
     """How many instructions the verifier walks through before it takes a program; from its own statistics, which every
     kernel since 5.2 prints.  Raises KernelFeatureError where it takes it not.
     """
     log = ctypes.create_string_buffer(1 << 16)
     options = _ProgOptions(
-        sz=ctypes.sizeof(_ProgOptions), attempts=5, log_level=4, log_size=len(log), log_buf=ctypes.addressof(log)
+        sz=ctypes.sizeof(_ProgOptions),
+        attempts=5,
+        prog_flags=prog_flags,
+        log_level=4,
+        log_size=len(log),
+        log_buf=ctypes.addressof(log),
     )
     image = ctypes.create_string_buffer(instructions, len(instructions))
     fd: int = _lib().bpf_prog_load(

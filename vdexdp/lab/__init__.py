@@ -2,11 +2,12 @@
 """Throw-away networks of namespaces, for the demonstration, the benchmarks and the tests."""
 
 from vdexdp.lab.lab import GUEST_MTU, UNDERLAY, Lab, sweep_dead
-from vdexdp.lab.namespace import MARK, Namespace, Process, alive, inside, marked, wait_until
+from vdexdp.lab.namespace import MARK, SLOWNESS, Namespace, Process, alive, inside, marked, wait_until
 
 __all__ = [
     "GUEST_MTU",
     "MARK",
+    "SLOWNESS",
     "UNDERLAY",
     "Lab",
     "Namespace",

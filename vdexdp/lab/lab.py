@@ -22,7 +22,7 @@ import time
 from types import TracebackType
 
 from vdexdp.errors import HostError, PrivilegeError, RequestError
-from vdexdp.lab.namespace import RUN_NETNS, Namespace, alive, command_line, marked
+from vdexdp.lab.namespace import RUN_NETNS, SLOWNESS, Namespace, alive, command_line, marked
 
 PREFIX = "vdxlab-"
 UNDERLAY = "lan0"
@@ -104,7 +104,7 @@ class Lab:
         for process in spawned:
             process.stop(timeout=3)
             process.close()
-        end = time.monotonic() + patience
+        end = time.monotonic() + patience * SLOWNESS
         while (orphans := marked(self.prefix)) and time.monotonic() < end:
             time.sleep(0.02)
         left = [f"{pid}: {command_line(pid)}" for pid in orphans]

@@ -24,6 +24,10 @@ from vdexdp.errors import HostError
 MARK = "VDEXDP_LAB"
 RUN_NETNS = Path("/run/netns")
 CLONE_NEWNET = 0x40000000
+SLOWNESS = float(os.environ.get("VDEXDP_LAB_SLOWNESS", "1"))
+"""How many times slower this machine is than one with processors of its own, for instance an emulated one: a lab waits
+that many times longer for everything.
+"""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -32,7 +36,7 @@ def wait_until(condition: Callable[[], object], timeout: float = 5.0, what: str 
     """Poll ``condition`` until it is true.  ``timeout`` and ``interval`` in seconds.  Raises TimeoutError
     naming ``what``.
     """
-    end = time.monotonic() + timeout
+    end = time.monotonic() + timeout * SLOWNESS
     while not condition():
         if time.monotonic() > end:
             raise TimeoutError(f"{what or condition}: not within {timeout} s")
@@ -124,13 +128,13 @@ class Process:
 
     def wait(self, timeout: float = 10.0) -> int:
         """The exit status, -N for signal N.  Raises subprocess.TimeoutExpired."""
-        return self.popen.wait(timeout)
+        return self.popen.wait(timeout * SLOWNESS)
 
     def wait_output(self, text: str, timeout: float = 10.0) -> str:
         """Wait until ``text`` was printed; return all output.  Raises HostError when the process ends before,
         TimeoutError.
         """
-        end = time.monotonic() + timeout
+        end = time.monotonic() + timeout * SLOWNESS
         while text not in (said := self.output()):
             if self.poll() is not None and text not in self.output():
                 raise HostError(" ".join(self.argv), f"ended with status {self.poll()} before it said {text!r}: {said}")
@@ -148,7 +152,7 @@ class Process:
             self.popen.send_signal(number)
             self.popen.send_signal(signals.SIGCONT)
             try:
-                self.popen.wait(timeout)
+                self.popen.wait(timeout * SLOWNESS)
             except subprocess.TimeoutExpired:
                 self.popen.kill()
         return self.popen.wait()
@@ -201,7 +205,7 @@ class Namespace:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=timeout,
+            timeout=timeout * SLOWNESS,
             env=self._environment(env),
             check=False,
         )

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The kernels' matrix: the same tests on each kernel, and the page about it.
+
+``TESTS`` are what proves the data path and the control plane against real peers.  What an emulated processor cannot
+judge, how quick and how light things are, is left to the machine's own kernel and the whole suite.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from tests.vm import kernels, machine
+from tests.vm.kernels import CACHE
+from tests.vm.page import NATIVE, page
+
+CHECKOUT = CACHE.parents[1]
+PAGE = CHECKOUT / "docs/kernels.md"
+RESULTS = CACHE / "results"
+SECONDS = 3600.0
+
+TESTS = (
+    *("tests/bpf", "--ignore=tests/bpf/test_clang.py"),
+    *("tests/control/test_plug.py", "tests/control/test_networks.py", "tests/control/test_failures.py"),
+    *("tests/control/test_survival.py", "tests/control/test_hitless.py", "tests/control/test_features.py"),
+    *("tests/interop/test_kernel_frames.py", "tests/interop/test_kernel_frozen.py"),
+    *("tests/interop/test_kernel_isolation.py", "tests/interop/test_kernel_stock.py"),
+    *("tests/interop/test_kernel_tcp.py", "tests/interop/test_kernel_uplinks.py", "tests/interop/test_plug_kernel.py"),
+)
+TIMED = {
+    "tests/interop/test_kernel_frozen.py": ("test_how_soon_a_plug_is_ready", "test_twelve_plugs_weigh_little"),
+    "tests/interop/test_kernel_isolation.py": ("test_the_hosts_own_traffic_keeps_its_speed",),
+    "tests/interop/test_plug_kernel.py": ("test_a_plug_is_quick",),
+}
+"""Tests of TESTS that only measure."""
+
+
+def pytest_command(*arguments: str) -> list[str]:
+    """pytest as a matrix runs it, with its report in /results; by default the matrix's own tests."""
+    if not arguments:
+        arguments = (*TESTS, *(f"--deselect={file}::{name}" for file, names in TIMED.items() for name in names))
+    return [
+        *("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=/results/junit.xml"),
+        *("-o", "junit_family=xunit1", "-o", f"timeout={round(120 * machine.slowness())}", *arguments),
+    ]
+
+
+def _script(results: str) -> str:
+    command = " ".join(f"'{word}'" for word in pytest_command())
+    return f"python -m tests.vm.facts {results}/facts.json; exec {command}".replace("/results/", f"{results}/")
+
+
+def run(names: list[str]) -> int:
+    """Run on each of these kernels, keep what came out, write the page anew; the number of kernels with a failure."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    bad = 0
+    for name in names:
+        print(f"vm: {name}", file=sys.stderr)
+        try:
+            made = _native() if name == NATIVE else _guest(name)
+        except kernels.NotToBeHad as error:
+            made = {"why": str(error)}
+        made |= {"name": name, "date": time.strftime("%Y-%m-%d", time.gmtime())}
+        (RESULTS / f"{name}.json").write_text(json.dumps(made, indent=1))
+        failed = sorted(test["id"] for test in made.get("tests", []) if test["outcome"] == "failed")
+        bad += bool(failed or made.get("why"))
+        for line in [made.get("why"), *failed]:
+            if line:
+                print(f"vm: {name}: {line}", file=sys.stderr)
+    PAGE.write_text(page([json.loads(path.read_text()) for path in RESULTS.glob("*.json")]))
+    return bad
+
+
+def _guest(name: str) -> dict[str, Any]:
+    kernel = kernels.fetch(kernels.KERNELS[name])
+    outcome = machine.run(kernel, ["bash", "-c", _script("/results")], SECONDS)
+    made = {"package": kernel.version, "seconds": outcome.seconds, "emulated": machine.slowness() > 1}
+    if outcome.why:
+        made["why"] = outcome.why
+    return made | _read(outcome.files)
+
+
+def _native() -> dict[str, Any]:
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="vdexdp-vm-") as place:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        subprocess.run(["bash", "-c", _script(place)], cwd=CHECKOUT, env={**os.environ, "PATH": path}, check=False)
+        files = {file.name: file.read_bytes() for file in Path(place).iterdir()}
+    return {"package": "this machine's", "seconds": time.monotonic() - began, "emulated": False} | _read(files)
+
+
+def _read(files: dict[str, bytes]) -> dict[str, Any]:
+    made: dict[str, Any] = json.loads(files.get("facts.json", b"{}"))
+    if "junit.xml" not in files:
+        return made | {"why": "pytest did not come to its end"}
+    made["tests"] = [_test(case) for case in ElementTree.fromstring(files["junit.xml"].decode()).iter("testcase")]
+    return made
+
+
+def _test(case: ElementTree.Element) -> dict[str, Any]:
+    outcome, reason = "passed", ""
+    for child in case:
+        if child.tag in ("failure", "error"):
+            outcome, reason = "failed", child.get("message", "")
+        elif child.tag == "skipped":
+            outcome, reason = "skipped", child.get("message", "")
+    file = case.get("file", "?")
+    return {"id": f"{file}::{case.get('name')}", "outcome": outcome, "reason": reason, "seconds": case.get("time")}

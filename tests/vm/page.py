@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Writes docs/kernels.md from what the runs of the matrix found."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from vdexdp.control.features import TABLE
+
+NATIVE = "native"
+"""What the machine's own kernel is called."""
+
+INTRODUCTION = """\
+# Kernels
+
+<!-- Written by scripts/vm --matrix; edit tests/vm/matrix.py instead. -->
+
+vdexdp finds out what a kernel has by trying it, and uses what it finds: a missing feature costs speed, never
+frames. Here is what a run of the same tests found on each kernel: programs under BPF_PROG_TEST_RUN, plugs,
+failures, daemons that are killed and replaced; then, against real peers, frames of every shape from and to ports of
+every kind, TCP with all offloads in both directions, stock `vde_plug` and the kernel's vxlan device, stopped
+processes, networks that must not meet.
+
+`sudo scripts/vm --matrix` makes this page. It needs nothing but Debian 12 and a network: QEMU, the kernels (from
+Debian's packages: 5.10, 6.1, 6.12 and the newest of backports, sid and experimental), and a root file system are
+fetched and kept in `.cache/vm`. One kernel alone, with the tests or with a command of your own:
+
+```
+sudo scripts/vm --list
+sudo scripts/vm 5.10
+sudo scripts/vm 6.1 python -m pytest -q tests/bpf
+sudo scripts/vm 5.10 vdexdp doctor
+sudo scripts/vm --all 6.12                                    # every test there is
+```
+
+KVM is used where it is found to work, else QEMU emulates the processor; labs are then given eight times the time,
+and what only measures speed or weight is left out.
+"""
+
+VERIFIER = """
+## The verifier
+
+Instructions of each program, and how many the verifier of each kernel walks through before it accepts the program; its
+limit is 1,000,000.
+
+"""
+
+
+def page(results: list[dict[str, Any]]) -> str:
+    """docs/kernels.md."""
+    found = sorted(results, key=lambda one: [int(part) for part in re.findall(r"\d+", one.get("release", "0"))[:3]])
+    return INTRODUCTION + _summary(found) + _features(found) + _programs(found) + _exceptions(found)
+
+
+def _title(one: dict[str, Any]) -> str:
+    found = re.match(r"\d+\.\d+", one.get("release", ""))
+    return (found[0] if found else one["name"]) + (" (native)" if one["name"] == NATIVE else "")
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _counts(tests: list[dict[str, Any]], folder: str = "tests/") -> str:
+    mine = [test["outcome"] for test in tests if test["id"].startswith(folder)]
+    words = [f"{mine.count(what)} {what}" for what in ("failed", "passed", "skipped") if mine.count(what)]
+    return ", ".join(words) or "none"
+
+
+def _summary(found: list[dict[str, Any]]) -> str:
+    rows = []
+    for one in found:
+        tests = one.get("tests", [])
+        how = "emulated" if one.get("emulated") else "KVM" if one["name"] != NATIVE else "native"
+        rows.append(
+            [
+                *(_title(one), one.get("package", "?"), _path(one)),
+                *(_counts(tests, f"tests/{folder}/") for folder in ("bpf", "control", "interop")),
+                f"{one.get('seconds', 0) / 60:.0f} min, {how}, {one['date']}",
+            ]
+        )
+    head = ["kernel", "package", "path", "programs", "control", "interoperation", "run"]
+    return "\n## Tests\n\n" + _table(head, rows)
+
+
+def _path(one: dict[str, Any]) -> str:
+    features = one.get("features", {})
+    if not features:
+        return str(one.get("why", "?")).splitlines()[0]
+    hooks = ["tcx" if features["tcx"] else "clsact", "XDP link" if features["xdp_link"] else "XDP by netlink"]
+    return ", ".join(hooks)
+
+
+def _features(found: list[dict[str, Any]]) -> str:
+    with_features = [one for one in found if one.get("features")]
+    rows = []
+    for name, row in TABLE.items():
+        has = ["yes" if one["features"].get(name) else "–" for one in with_features]
+        rows.append([row.title, *has, row.instead])
+    head = ["", *map(_title, with_features), "where it is missing"]
+    return "\n## Features\n\nAs probed.\n\n" + _table(head, rows)
+
+
+def _programs(found: list[dict[str, Any]]) -> str:
+    with_programs = [one for one in found if one.get("programs")]
+    names = list(dict.fromkeys(name for one in with_programs for name in one["programs"]))
+    rows = []
+    for name in names:
+        facts = [one["programs"].get(name, {}) for one in with_programs]
+        length = next((fact["instructions"] for fact in facts if fact), 0)
+        rows.append([f"`{name}`", f"{length:,}", *(_verified(fact) for fact in facts)])
+    return VERIFIER + _table(["program", "length", *map(_title, with_programs)], rows)
+
+
+def _verified(fact: dict[str, Any]) -> str:
+    if "refused" in fact:
+        return f"refused: {fact['refused']}"
+    return f"{fact['verified']:,}" if fact else "?"
+
+
+def _exceptions(found: list[dict[str, Any]]) -> str:
+    lines = []
+    for one in found:
+        groups: dict[tuple[str, str], int] = {}
+        for test in one.get("tests", []):
+            if test["outcome"] != "passed":
+                what = f"{test['id'].partition('[')[0]}"
+                first = (test["reason"].splitlines() or ["?"])[0][:160]
+                key = what, f"{test['outcome']}: {first}"
+                groups[key] = groups.get(key, 0) + 1
+        for (what, why), count in groups.items():
+            times = f" ({count} times)" if count > 1 else ""
+            lines.append(f"- {_title(one)}: `{what}`{times}, {why}\n")
+    return "\n## Skipped and failed\n\n" + ("".join(lines) or "Nothing.\n")
+
+
+def rows_of(text: str) -> list[str]:
+    """The kernels' lines of a page."""
+    return text.partition("## Tests\n")[2].partition("\n## ")[0].strip().splitlines()[2:]
