@@ -388,7 +388,7 @@ struct vlan_table {
 	M(vlans, HASH, struct vlan_key, struct vlan_table, MAX_VLANS, 1)
 
 /*
- * Maps of the observed build, made while somebody watches; in it `jumps`, too, is another map.  rings has ring buffers, made for each
+ * Maps of the observed build, made while somebody watches.  rings has ring buffers, made for each
  * observer; rooms is indexed by CPU.  Python makes `rooms` as long as there are CPUs.
  */
 #define VDEXDP_OBSERVE_MAPS(M) \

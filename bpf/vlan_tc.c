@@ -56,24 +56,21 @@ static __always_inline int rewrite_all(struct __sk_buff *skb, __u8 egress)
 		t = map_lookup(MAP(vlans), &key);
 		if (!t)
 			break;
-		if (rewrite(skb, t)) {
-			count_drop(counters_at(t->port), DROP_VLAN);
-			return VERDICT_DROP;
-		}
-		if (!skb->gso_size && frame_len(skb) > FRAME_MAX) {
-			count_drop(counters_at(t->port), DROP_TOO_BIG);
-			return VERDICT_DROP;
-		}
+		OBSERVE_ENTRY(skb, t->port);
+		if (rewrite(skb, t))
+			return count_drop(counters_at(t->port), DROP_VLAN);
+		if (!skb->gso_size && frame_len(skb) > FRAME_MAX)
+			return count_drop(counters_at(t->port), DROP_TOO_BIG);
 	}
 	return VERDICT_NEXT;
 }
 
 PROGRAM(vlan_ingress, "tc")(struct __sk_buff *skb)
 {
-	return rewrite_all(skb, 0);
+	return OBSERVED(skb, rewrite_all(skb, 0), FRAME_ITSELF);
 }
 
 PROGRAM(vlan_egress, "tc")(struct __sk_buff *skb)
 {
-	return rewrite_all(skb, 1);
+	return OBSERVED(skb, rewrite_all(skb, 1), FRAME_ITSELF);
 }

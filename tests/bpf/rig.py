@@ -255,8 +255,10 @@ class Rig:
         fill(key.mac, mac)
         return self.maps["fdb"].lookup(key)
 
-    def run(self, point: str, port: int, frame: bytes, *, gso_size: int = 0, gso_segs: int = 0) -> libbpf.TestRun:
-        """One frame through the program at ``point`` of ``port``'s interface."""
+    def run(
+        self, point: str, port: int, frame: bytes, *, gso_size: int = 0, gso_segs: int = 0, program: int = 0
+    ) -> libbpf.TestRun:
+        """One frame through the program at ``point`` of ``port``'s interface, or through another ``program`` there."""
         if point.endswith("_xdp"):
             require("xdp-test-context")
             context = struct.pack("=6I", 0, len(frame), 0, self.ifindex[port], 0, 0)
@@ -266,7 +268,7 @@ class Rig:
             struct.pack_into("=I", skb, 164, gso_segs)
             struct.pack_into("=I", skb, 176, gso_size)
             context = bytes(skb)
-        return libbpf.prog_test_run(self.dataplane.program(point), frame, context)
+        return libbpf.prog_test_run(program or self.dataplane.program(point), frame, context)
 
     def sent(self, port: int) -> list[bytes]:
         """Frames that came out of the far end of a port since the last call."""

@@ -17,6 +17,8 @@ class Client:
     peer: Peer
     plug: Plug | None = None
     waiting: Message | None = None
+    watch: int = -1
+    """The slot of the observer that this connection is."""
 
     @property
     def guest(self) -> bool:

@@ -36,13 +36,38 @@ from vdexdp.errors import HostError, KernelFeatureError
 
 
 class Link:
-    """An attached program.  ``fd`` is -1 where the kernel has no links; ``close`` then undoes it by other means."""
+    """An attached program.
 
-    def __init__(self, fd: int, point: str, ifindex: int, undo: Callable[[], None] | None = None) -> None:
+    ``fd`` is -1 where the kernel has no links: ``close`` then undoes it, and ``put`` replaces it, by other means.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        point: str,
+        ifindex: int,
+        undo: Callable[[], None] | None = None,
+        change: Callable[[int], None] | None = None,
+    ) -> None:
         self.fd = fd
         self.point = point
         self.ifindex = ifindex
         self._undo = undo
+        self._change = change
+
+    def put(self, program: int) -> None:
+        """Another program in place of the one that is attached, without a gap.  Raises HostError.
+
+        Nothing where it is detached, or its interface gone.
+        """
+        try:
+            if self.fd >= 0:
+                libbpf.link_update(self.fd, program)
+            elif self._undo is not None and self._change is not None:
+                self._change(program)
+        except OSError as error:
+            if error.errno not in (errno.ENOLINK, errno.ENODEV):
+                raise HostError.from_oserror(f"program of interface {self.ifindex}", error) from error
 
     def close(self) -> None:
         """Detach, at once: others may hold the link still, a plug that is about to end or the keeper of one."""
@@ -100,6 +125,7 @@ class Dataplane:
         self.maps = maps
         self.features = Features()
         self.programs = Programs(maps, self.features)
+        self.activated = False
         self.observed: Programs | None = None
         """The observed build, while somebody watches; made and closed by :mod:`vdexdp.control.observe`."""
 
@@ -161,9 +187,13 @@ class Dataplane:
     def prepare(self, points: Iterable[str]) -> None:
         """Loads the programs for these attach points at once (compiling in parallel what is not cached)."""
         self.active.prepare(points)
+        if not self.activated:
+            self.programs.activate()
+            self.activated = True
 
     def program(self, point: str) -> int:
         """The loaded program's descriptor."""
+        self.prepare((point,))
         return self.active[point]
 
     def attach(self, ifindex: int, point: str, *, xdp_native: bool = True) -> Link:

@@ -13,6 +13,7 @@ import socket
 import struct
 from pathlib import Path
 from typing import Final, Literal
+from weakref import WeakSet
 
 from vdexdp.control.dataplane import Dataplane, Link, is_xdp, xdp_flags
 from vdexdp.control.hooks import Choice
@@ -35,6 +36,8 @@ class Host:
         self.dataplane = dataplane
         self.netlink = netlink
         self.tables = Tables(dict(dataplane.maps))
+        self.links: WeakSet[Link] = WeakSet()
+        """All that is attached."""
         self.replaced = 0
         """Programs of an older daemon that were replaced by ours."""
         self.refused = ""
@@ -49,6 +52,11 @@ class Host:
 
         Raises HostError, with nothing changed.
         """
+        link = self._attach(ifindex, point, xdp_native)
+        self.links.add(link)
+        return link
+
+    def _attach(self, ifindex: int, point: str, xdp_native: bool) -> Link:
         try:
             return self.dataplane.attach(ifindex, point, xdp_native=xdp_native)
         except KernelFeatureError:
@@ -56,13 +64,22 @@ class Host:
                 raise
         program = self.dataplane.program(point)
         if is_xdp(point):
-            xdp = self.netlink.xdp_attach(ifindex, program, xdp_flags(xdp_native))
-            return Link(-1, point, ifindex, lambda: self.netlink.xdp_detach(xdp))
+            flags = xdp_flags(xdp_native)
+
+            def put_xdp(program: int) -> None:
+                self.netlink.xdp_attach(ifindex, program, flags)
+
+            xdp = self.netlink.xdp_attach(ifindex, program, flags)
+            return Link(-1, point, ifindex, lambda: self.netlink.xdp_detach(xdp), put_xdp)
         direction: Literal["ingress", "egress"] = "egress" if point.endswith("_egress") else "ingress"
         # On a device that is both, the uplink's program has to see frames before the port's takes them all.
         slot = {"port": 0, "vlan": 2}.get(point.partition("_")[0], 1)
+
+        def put(program: int) -> None:
+            self.netlink.clsact_attach(ifindex, direction, program, slot)
+
         filter_ = self.netlink.clsact_attach(ifindex, direction, program, slot)
-        return Link(-1, point, ifindex, lambda: self.netlink.clsact_detach(filter_))
+        return Link(-1, point, ifindex, lambda: self.netlink.clsact_detach(filter_), put)
 
     def attach_xdp(self, ifindex: int, point: str, choice: Choice) -> tuple[Link, str]:
         """Attach an XDP program as chosen, and say how it was done.
@@ -88,7 +105,9 @@ class Host:
                 self.replaced += self.dataplane.replace(fd, point)
             except VdexdpError as error:
                 self.refused = str(error)
-        return Link(fd, point, ifindex)
+        link = Link(fd, point, ifindex)
+        self.links.add(link)
+        return link
 
     def private(self, name: str) -> None:
         """Keep the host's own stack silent on an interface of ours: no IPv6 address, no neighbour discovery."""

@@ -25,6 +25,7 @@ MAP_TYPES: Final = {
     "PERCPU_HASH": 5,
     "PERCPU_ARRAY": 6,
     "LRU_HASH": 9,
+    "ARRAY_OF_MAPS": 12,
     "DEVMAP": 14,
     "DEVMAP_HASH": 25,
     "RINGBUF": 27,
@@ -42,7 +43,8 @@ Data = bytes | bytearray | ctypes.Structure | ctypes.Array  # type: ignore[type-
 
 
 @cache
-def _lib() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """libbpf itself, for the modules beside this one."""
     try:
         lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError as error:
@@ -82,7 +84,8 @@ def _lib() -> ctypes.CDLL:
     return lib
 
 
-def _check(result: int) -> int:
+def check(result: int) -> int:
+    """What a call returned, unless that is an error: then raises OSError."""
     if result < 0:
         number = -result if result < -1 else ctypes.get_errno() or errno.EPERM
         raise OSError(number, os.strerror(number))
@@ -92,7 +95,7 @@ def _check(result: int) -> int:
 @cache
 def possible_cpus() -> int:
     """How many values a per-CPU map has for each key."""
-    return _check(_lib().libbpf_num_possible_cpus())
+    return check(library().libbpf_num_possible_cpus())
 
 
 class _MapOptions(ctypes.Structure):
@@ -187,11 +190,16 @@ class Map:
         self._value_type: type[Any] = value * possible_cpus() if percpu else value
 
     @classmethod
-    def create(cls, name: str, kind: str, key: type[Any], value: type[Any], entries: int, flags: int = 0) -> Map:
-        """Raises OSError; EPERM where the caller may not use bpf(2)."""
-        options = _MapOptions(sz=ctypes.sizeof(_MapOptions), map_flags=flags)
-        fd = _check(
-            _lib().bpf_map_create(
+    def create(
+        cls, name: str, kind: str, key: type[Any], value: type[Any], entries: int, flags: int = 0, inner: int = 0
+    ) -> Map:
+        """``inner`` is the descriptor of a map like those that this one will hold.
+
+        Raises OSError; EPERM where the caller may not use bpf(2).
+        """
+        options = _MapOptions(sz=ctypes.sizeof(_MapOptions), map_flags=flags, inner_map_fd=inner)
+        fd = check(
+            library().bpf_map_create(
                 MAP_TYPES[kind],
                 name.encode()[:15],
                 ctypes.sizeof(key),
@@ -209,7 +217,7 @@ class Map:
         """The value, for a per-CPU map the array of values; None where there is none."""
         value = self._value_type()
         try:
-            _check(_lib().bpf_map_lookup_elem(self.fd, self._key(key), ctypes.byref(value)))
+            check(library().bpf_map_lookup_elem(self.fd, self._key(key), ctypes.byref(value)))
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return None
@@ -218,12 +226,12 @@ class Map:
 
     def update(self, key: Any, value: Any, flags: int = 0) -> None:
         data = self.value(value) if isinstance(value, int) else value
-        _check(_lib().bpf_map_update_elem(self.fd, self._key(key), _pointer(data), flags))
+        check(library().bpf_map_update_elem(self.fd, self._key(key), _pointer(data), flags))
 
     def delete(self, key: Any) -> bool:
         """False where there was no such key."""
         try:
-            _check(_lib().bpf_map_delete_elem(self.fd, self._key(key)))
+            check(library().bpf_map_delete_elem(self.fd, self._key(key)))
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return False
@@ -236,8 +244,8 @@ class Map:
         while True:
             following = self.key()
             try:
-                _check(
-                    _lib().bpf_map_get_next_key(
+                check(
+                    library().bpf_map_get_next_key(
                         self.fd, None if current is None else ctypes.byref(current), ctypes.byref(following)
                     )
                 )
@@ -266,8 +274,8 @@ class Map:
             count = ctypes.c_uint32(chunk)
             done = False
             try:
-                _check(
-                    _lib().bpf_map_lookup_batch(
+                check(
+                    library().bpf_map_lookup_batch(
                         self.fd,
                         token_in,
                         token_out,
@@ -295,6 +303,12 @@ class Map:
             self.fd = -1
 
 
+def ring_create(size: int) -> int:
+    """A ring buffer of ``size`` bytes, a power of two and of pages: its descriptor.  Raises OSError."""
+    options = _MapOptions(sz=ctypes.sizeof(_MapOptions))
+    return check(library().bpf_map_create(MAP_TYPES["RINGBUF"], b"ring", 0, 0, size, ctypes.byref(options)))
+
+
 def prog_load(kind: str, name: str, instructions: bytes, *, prog_flags: int = 0, log: bool = True) -> int:
     """Loads a program ("tc" or "xdp") and returns its descriptor.
 
@@ -305,7 +319,7 @@ def prog_load(kind: str, name: str, instructions: bytes, *, prog_flags: int = 0,
     options = _ProgOptions(sz=ctypes.sizeof(_ProgOptions), attempts=5, prog_flags=prog_flags)
     image = ctypes.create_string_buffer(instructions, len(instructions))
     args = (PROG_TYPES[kind], name.encode()[:15], b"GPL", image, len(instructions) // 8)
-    fd: int = _lib().bpf_prog_load(*args, ctypes.byref(options))
+    fd: int = library().bpf_prog_load(*args, ctypes.byref(options))
     if fd >= 0:
         return fd
     if -fd == errno.EPERM or not log:
@@ -313,7 +327,7 @@ def prog_load(kind: str, name: str, instructions: bytes, *, prog_flags: int = 0,
     size = 1 << 24
     buffer = ctypes.create_string_buffer(size)
     options.log_buf, options.log_size, options.log_level = ctypes.addressof(buffer), size, 1
-    fd = _lib().bpf_prog_load(*args, ctypes.byref(options))
+    fd = library().bpf_prog_load(*args, ctypes.byref(options))
     if fd >= 0:
         return fd
     text = buffer.value.decode(errors="replace")
@@ -330,17 +344,17 @@ def prog_load(kind: str, name: str, instructions: bytes, *, prog_flags: int = 0,
 def link_create(prog_fd: int, ifindex: int, attach_type: int, flags: int = 0) -> int:
     """Attaches a program to an interface of the caller's network namespace, for as long as the descriptor lives."""
     options = _LinkOptions(sz=ctypes.sizeof(_LinkOptions), flags=flags)
-    return _check(_lib().bpf_link_create(prog_fd, ifindex, attach_type, ctypes.byref(options)))
+    return check(library().bpf_link_create(prog_fd, ifindex, attach_type, ctypes.byref(options)))
 
 
 def link_update(link_fd: int, prog_fd: int) -> None:
     """Replaces the program behind a link under traffic."""
-    _check(_lib().bpf_link_update(link_fd, prog_fd, None))
+    check(library().bpf_link_update(link_fd, prog_fd, None))
 
 
 def link_detach(link_fd: int) -> None:
     """Detaches at once, whoever else has the link's descriptor.  Kernel >= 5.9."""
-    _check(_lib().bpf_link_detach(link_fd))
+    check(library().bpf_link_detach(link_fd))
 
 
 class TestRun:
@@ -379,7 +393,7 @@ def prog_test_run(
         flags=flags,
         batch_size=batch,
     )
-    _check(_lib().bpf_prog_test_run_opts(prog_fd, ctypes.byref(options)))
+    check(library().bpf_prog_test_run_opts(prog_fd, ctypes.byref(options)))
     return TestRun(
         options.retval,
         b"" if live else out.raw[: options.data_size_out],
@@ -396,10 +410,10 @@ class _ProgInfo(ctypes.Structure):
 
 def prog_name(prog_id: int) -> str:
     """The name that a program of anybody's was loaded by.  Raises OSError; EPERM without CAP_SYS_ADMIN."""
-    fd = _check(_lib().bpf_prog_get_fd_by_id(ctypes.c_uint32(prog_id)))
+    fd = check(library().bpf_prog_get_fd_by_id(ctypes.c_uint32(prog_id)))
     try:
         info, size = _ProgInfo(), ctypes.c_uint32(ctypes.sizeof(_ProgInfo))
-        _check(_lib().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)))
+        check(library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)))
         return bytes(info.name).decode(errors="replace")
     finally:
         os.close(fd)
@@ -422,7 +436,7 @@ class MapInfo(ctypes.Structure):
 def map_info(fd: int) -> MapInfo:
     """Raises OSError, EINVAL where ``fd`` is no map."""
     info, size = MapInfo(), ctypes.c_uint32(ctypes.sizeof(MapInfo))
-    _check(_lib().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)))
+    check(library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)))
     return info
 
 
@@ -440,7 +454,7 @@ def verified_instructions(kind: str, name: str, instructions: bytes, prog_flags:
         log_buf=ctypes.addressof(log),
     )
     image = ctypes.create_string_buffer(instructions, len(instructions))
-    fd: int = _lib().bpf_prog_load(
+    fd: int = library().bpf_prog_load(
         PROG_TYPES[kind], name.encode()[:15], b"GPL", image, len(instructions) // 8, ctypes.byref(options)
     )
     text = log.value.decode(errors="replace")

@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 
 from vdexdp.control.abi import K
 from vdexdp.control.channel import Body
 from vdexdp.control.host import Host, close_fd
 from vdexdp.control.netlink import Event
+from vdexdp.control.observe import Mirror, Observatory
 from vdexdp.control.path import cut_off
 from vdexdp.control.policy import user_name
 from vdexdp.control.ports import Port, Ports
 from vdexdp.control.protocol import Bridge, EndPath, PlugReply, PlugRequest, end_from_json, end_to_json
 from vdexdp.control.tunnels import OVERHEAD, Lac, Tunnels
-from vdexdp.errors import HostError, KernelPathError, ProtocolError, RequestError
+from vdexdp.errors import HostError, KernelPathError, ProtocolError, RequestError, VdexdpError
 from vdexdp.plugins.base import Inside, Netdev, Tunnel
 
 CABLE_EXPIRY = 128
@@ -82,6 +83,7 @@ class Model:
         self.host = host
         self.ports = Ports(host)
         self.tunnels = Tunnels(host)
+        self.observatory = Observatory(host)
         self.plugs: dict[int, Plug] = {}
         self.cables: set[int] = set()
         self.next_plug = 1
@@ -141,6 +143,7 @@ class Model:
             plug.undo.close()
             close_fd(plug.alive)
             plug.alive = -1
+            self.observatory.keep(self.ports.all)
 
     def _join(self, plug: Plug, spec: Tunnel) -> None:
         lac = self.tunnels.join(spec, plug.id)
@@ -269,6 +272,8 @@ class Model:
             raise ProtocolError("lease", f"malformed: {error!r}") from error
         self.plugs[plug.id] = plug
         self.next_plug = max(self.next_plug, plug.id + 1)
+        for port in plug.ports:
+            self._remirror(port)
         return plug
 
     def _check_lease(self, state: Body) -> None:
@@ -302,11 +307,52 @@ class Model:
             tables.clear_switch(switch)
         return len(gone)
 
+    # Mirrors
+
+    def mirror(self, index: int, target: str) -> None:
+        """Copy what passes a local port to an interface.  Raises RequestError, HostError."""
+        port = self.ports.all.get(index)
+        if port is None:
+            raise RequestError(f"port {index}", "no such local port", 'see "vdexdp show"')
+        if port.mirror:
+            raise RequestError(
+                port.name, f"is mirrored to {port.mirror} already", 'end that first: "vdexdp mirror --off"'
+            )
+        link = self.host.netlink.need(target)
+        exception = self.tunnels.exception
+        if link.index == port.ifindex:
+            raise RequestError(target, "a port can't be mirrored to itself", "name another interface")
+        if not link.ethernet or link.name == "lo":
+            raise RequestError(target, "not an Ethernet interface", "name another one")
+        if link.index in self.tunnels.uplinks or (exception is not None and link.index == exception.ifindex):
+            raise RequestError(target, "the uplink of a network, where copies would stray", "name another interface")
+        if not link.up:
+            raise RequestError(target, "it is down", f'bring it up with "ip link set {target} up"')
+        to = self.ports.by_ifindex(link.index)
+        up = to is not None and to.kind == "stack"
+        self.observatory.mirror(Mirror(index, port.switch, link.name, link.index, up))
+        port.mirror = link.name
+
+    def unmirror(self, index: int) -> None:
+        """Raises RequestError where nothing is mirrored."""
+        port = self.ports.all.get(index)
+        if port is None or not self.observatory.unmirror(index):
+            raise RequestError(f"port {index}", "not mirrored", 'see "vdexdp mirror"')
+        port.mirror = ""
+
+    def _remirror(self, port: Port) -> None:
+        """A port from a lease goes on being mirrored, if that is possible still."""
+        target, port.mirror = port.mirror, ""
+        if target:
+            with suppress(VdexdpError):
+                self.mirror(port.index, target)
+
     # Following the host
 
     def follow(self, events: Iterable[Event]) -> list[Notice]:
         """Keep up with rtnetlink; plugs whose interface or uplink is gone are unplugged, and named."""
         known = set(self.tunnels.uplinks) | {port.ifindex for port in self.ports.all.values()}
+        known |= self.observatory.devices()
         seen = {event.ifindex for event in events}
         notices: list[Notice] = []
         for ifindex in known if 0 in seen else known & seen:
@@ -316,6 +362,8 @@ class Model:
     def _look(self, ifindex: int) -> list[Notice]:
         present = self.host.netlink.link(ifindex) is not None
         notices: list[Notice] = []
+        for index in [] if present else self.observatory.lose(ifindex):
+            self.ports.all[index].mirror = ""
         port, uplink = self.ports.by_ifindex(ifindex), self.tunnels.uplinks.get(ifindex)
         if port is not None and present:
             self.ports.refresh(port)

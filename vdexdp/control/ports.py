@@ -46,6 +46,8 @@ class Port:
     vlan: int = 0
     owned: bool = False
     """Whether the interface is to be deleted with the port."""
+    mirror: str = ""
+    """The interface that all its traffic is copied to."""
     tap: int = -1
     promisc: int = -1
     links: dict[str, Link] = field(default_factory=dict)

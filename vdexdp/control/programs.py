@@ -42,7 +42,7 @@ def denied(error: OSError) -> HostError:
 
 
 class Programs:
-    """By attach point.  ``maps`` stay the caller's; their ``jumps`` is this build's own.
+    """By attach point.  ``maps`` stay the caller's.
 
     ``features`` are the kernel's: programs are loaded without what it lacks.
     """
@@ -88,8 +88,11 @@ class Programs:
                 raise denied(error) from error
             undo.pop_all()
         self._fds |= loaded
-        for name in _JUMPS.keys() & loaded.keys():
-            self.maps["jumps"].update(_JUMPS[name], loaded[name])
+
+    def activate(self) -> None:
+        """Have others continue in this build's programs.  Raises OSError."""
+        for name, place in _JUMPS.items():
+            self.maps["jumps"].update(place, self._fds[name])
 
     def __getitem__(self, point: str) -> int:
         """The loaded program's descriptor."""

@@ -36,9 +36,11 @@ from vdexdp.control.keeper import ALIVE, Keeper, claimed
 from vdexdp.control.log import Log
 from vdexdp.control.model import Model, Notice, Plug, release
 from vdexdp.control.netlink import Event, Monitor, Netlink
+from vdexdp.control.observe import Observatory
 from vdexdp.control.policy import DEFAULT_FILE, user_name
 from vdexdp.control.protocol import VERSION, PlugRequest, check_request, failure, netns_inode
 from vdexdp.control.rundir import RunDir
+from vdexdp.control.wish import Wish
 from vdexdp.errors import DaemonError, HostError, PrivilegeError, ProtocolError, RequestError, VdexdpError
 
 LINGER: Final = 1.0
@@ -165,6 +167,7 @@ class Server:
             self._send(client, {"event": "bye", "restart": self.restart})
         keep = bool(plugged) and self.restart
         if self.model is not None:
+            self.model.observatory.close()
             if not keep:
                 self.model.unplug_all()
                 self.keeper.quit()
@@ -270,6 +273,8 @@ class Server:
         if client.waiting is not None:
             client.waiting.close()
             client.waiting = None
+        if client.watch >= 0 and self.model is not None:
+            self.model.observatory.unwatch(client.watch)
         if client.plug is not None and self.model is not None:
             self._said("hung up: unplugged", client)
             self._unplug(client.plug)
@@ -341,6 +346,12 @@ class Server:
                 return Reply({"ok": True, "features": self._model().host.dataplane.features.all()})
             case "log":
                 return Reply({"ok": True, "records": list(self.log.records)})
+            case "watch":
+                return self._watch(client, body)
+            case "watched" | "unwatch":
+                return Reply({"ok": True} | self._watched(client, end=op == "unwatch"))
+            case "mirror":
+                return Reply({"ok": True} | self._mirror(body))
             case "stop":
                 self.restart, self.running = False, False
                 return Reply({"ok": True})
@@ -548,6 +559,42 @@ class Server:
                 message, client.waiting = client.waiting, None
                 self._request(client, message)
 
+    # Watching
+
+    def _watch(self, client: Client, body: Body) -> Reply:
+        if client.watch >= 0:
+            raise ProtocolError("watch", "this connection watches already")
+        wish = Wish.from_json(body)
+        client.watch, ring = self._observatory().watch(wish)
+        return Reply({"ok": True, "fds": ["ring"]}, [ring], [ring])
+
+    def _watched(self, client: Client, *, end: bool) -> Body:
+        if client.watch < 0:
+            raise ProtocolError("watch", "this connection watches nothing")
+        if not end:
+            return self._observatory().counts(client.watch)
+        slot, client.watch = client.watch, -1
+        return self._observatory().unwatch(slot)
+
+    def _observatory(self) -> Observatory:
+        if self.awaited and self.model is None:
+            raise HostError("daemon", "the plugs of the last one are just coming back", "try again in a moment")
+        return self._model().observatory
+
+    def _mirror(self, body: Body) -> Body:
+        observatory, action = self._observatory(), take(body, "action", str)
+        if action == "list":
+            return {"mirrors": observatory.mirrored()}
+        port = take(body, "port", int)
+        if action == "add":
+            self._model().mirror(port, take(body, "target", str))
+        elif action == "remove":
+            self._model().unmirror(port)
+        else:
+            raise ProtocolError("mirror", f'unknown action "{action[:40]}"')
+        self._renew_leases(lambda plug: any(one.index == port for one in plug.ports))
+        return {}
+
     # Events
 
     def _tell(self, notices: list[Notice]) -> None:
@@ -597,10 +644,15 @@ class Server:
             return
         self.model.tunnels.restart_worker()
         self._watch_worker()
+        self._renew_leases(lambda plug: plug.lac is not None)
+
+    def _renew_leases(self, wanted: Callable[[Plug], bool]) -> None:
         for client in self.clients.values():
-            if client.plug is not None and client.plug.lac is not None and client.guest:
+            if client.plug is None or self.model is None or not wanted(client.plug):
+                continue
+            if client.guest:
                 self.keeper.renew(self.model, client.plug)
-            elif client.plug is not None and client.plug.lac is not None:
+            else:
                 state, held = self.model.lease(client.plug)
                 self._send(client, {"event": "lease", "lease": state, "fds": list(held)}, list(held.values()))
 

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``vdexdp capture``: frames of the kernel path, as they pass the switch, into a pcapng file."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+from dataclasses import replace
+from itertools import accumulate
+
+import click
+
+from vdexdp import __version__
+from vdexdp.cli.trace import Printer
+from vdexdp.cli.watching import Names, filters, run, size, summary, verdict
+from vdexdp.cli.watching import sender as sender_of
+from vdexdp.control.abi import K
+from vdexdp.control.pcapfilter import Filter
+from vdexdp.control.scrape import find_netns
+from vdexdp.control.sighting import Sighting, Watch, clock_offset
+from vdexdp.control.wish import Wish
+from vdexdp.errors import HostError, RequestError
+from vdexdp.wire import pcapng
+
+_TC_VERDICTS = {"sent": 7, "exception": 7, "dropped": 2, "flooded": 2, "consumed": 2}
+"""TC_ACT_REDIRECT and TC_ACT_SHOT: of what was flooded, the clones went, and the original was dropped."""
+
+
+@click.command()
+@filters
+@click.option("-w", "--write", "path", metavar="FILE", help="Write pcapng there; - for standard output.")
+@click.option(
+    "-s",
+    "--snap",
+    metavar="BYTES",
+    type=click.IntRange(14, K["SNAP_MAX"]),
+    default=K["SNAP_MAX"],
+    help="Take no more of each frame than this; without it, all.",
+)
+@click.option("-f", "--filter", "expression", metavar="EXPRESSION", default="", help="Only what pcap-filter(7) takes.")
+def capture(
+    where: str,
+    mac: str,
+    ethertype: int,
+    vlan: int | None,
+    l4_port: int | None,
+    dropped: bool,
+    count: int | None,
+    seconds: float | None,
+    buffer: int,
+    netns: str,
+    path: str | None,
+    snap: int,
+    expression: str,
+) -> None:
+    """Capture frames as they pass the switch: a port's, a network's, or all.
+
+    PORT is an interface or a number of "vdexdp show", NETWORK a part of a network's name. What went through a tunnel is
+    shown without its outer headers. Each packet has a comment that says where it came from and what became of it.
+    Without -w, a line for each frame is printed.
+
+    \b
+    vdexdp capture vm0 -w vm0.pcapng
+    vdexdp capture 234.0.0.1 --ethertype arp
+    vdexdp capture vm0 -f 'tcp port 80' -w - | tshark -r -
+
+    The filters but -f are the kernel's: what they leave out costs little. While somebody captures, the frames of all
+    plugs take a slower build of the kernel programs, and XDP is left out.
+    """
+    if path == "-" and sys.stdout.isatty():
+        raise RequestError("-w -", "standard output is a terminal", "name a file, or a reader: | tshark -r -")
+    wanted = Filter(expression) if expression else None
+    inode = find_netns(netns) if netns else None
+    names = Names(inode)
+    wish = Wish(
+        mac=mac,
+        ethertype=ethertype,
+        vlan=-1 if vlan is None else vlan,
+        l4_port=l4_port or 0,
+        drops=dropped,
+        snap=snap,
+        buffer=buffer << 20,
+    )
+    wish = names.find(where, wish)
+    if path is None:
+        printer = Printer(names, wanted)
+        with Watch(replace(wish, snap=snap), inode) as watch:
+            say = summary(*run(watch, printer, count, seconds))
+    else:
+        with Watch(wish, inode) as watch, Writer(path, names, wish, wanted, expression) as writer:
+            try:
+                taken, counts = run(watch, writer, count, seconds)
+                writer.finish(taken, counts)
+            except BrokenPipeError:
+                say = f"the reader has ended after {writer.written} frames"
+            else:
+                say = f"{summary(taken, counts)}; {writer.name}"
+    click.echo(f"vdexdp: {say}", err=True)
+
+
+class Writer:
+    """Makes the file, block by block; a file ends with a whole block whatever happens."""
+
+    def __init__(self, path: str, names: Names, wish: Wish, wanted: Filter | None, expression: str) -> None:
+        """Raises HostError."""
+        self.names, self.wish, self.wanted, self.expression = names, wish, wanted, expression
+        self.name = "standard output" if path == "-" else path
+        self.written = 0
+        self.began = time.time_ns()
+        self._offset = clock_offset()
+        self._lost = 0
+        self._numbers: dict[int, int] = {}
+        self._pending: list[bytes] = [pcapng.section(f"vdexdp {__version__}", f"Linux {os.uname().release}")]
+        self._size = 0
+        try:
+            self._fd = os.dup(1) if path == "-" else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._file = stat.S_ISREG(os.fstat(self._fd).st_mode) and path != "-"
+            if self._file:
+                os.ftruncate(self._fd, 0)
+        except OSError as error:
+            raise HostError.from_oserror(self.name, error) from error
+        for index in sorted(names.ports):
+            if wish.port in (0, index) and wish.switch in (0, names.port(index)["switch"]):
+                self._interface(index)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def _interface(self, index: int) -> int:
+        if index not in self._numbers:
+            port = self.names.port(index)
+            about = f"{port['kind']} port {index} of network {port['switch']}"
+            self._numbers[index] = len(self._numbers)
+            snap = self.wish.snap if self.wish.snap < K["SNAP_MAX"] else 0
+            self._pending.append(pcapng.interface(port["name"], about, snap=snap, expression=self.expression))
+        return self._numbers[index]
+
+    def take(self, one: Sighting) -> bool:
+        if not one.data or (self.wanted is not None and not self.wanted.takes(one.data, one.length)):
+            return False
+        outbound = self.wish.port not in (0, one.into)
+        comment = f"from {sender_of(one, self.names)}, {verdict(one, self.names)}"
+        if one.gso_size:
+            comment += f"; {size(one)}"
+        self._pending.append(
+            pcapng.packet(
+                self._interface(self.wish.port if outbound else one.into),
+                one.time + self._offset,
+                one.data,
+                one.length,
+                direction=pcapng.OUTBOUND if outbound else pcapng.INBOUND,
+                comment=comment,
+                verdict=_TC_VERDICTS.get(one.told),
+                lost=self._lost,
+                id=one.id,
+            )
+        )
+        self._lost = 0
+        self.written += 1
+        return True
+
+    def lose(self, frames: int) -> None:
+        self._lost += frames
+
+    def flush(self) -> None:
+        """Raises BrokenPipeError when the reader has ended, HostError when the disk is full."""
+        blocks, self._pending = self._pending, []
+        left = memoryview(b"".join(blocks))
+        end = self._size + len(left)
+        try:
+            while left:
+                left = left[os.write(self._fd, left) :]
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if self._file:
+                ends = accumulate((len(one) for one in blocks), initial=self._size)
+                os.ftruncate(self._fd, max(at for at in ends if at <= end - len(left)))
+            hint = "the capture has ended; forwarding has not"
+            raise HostError.from_oserror(self.name, error, hint) from error
+        self._size = end
+
+    def finish(self, taken: int, counts: dict[str, int]) -> None:
+        """The statistics.  What was lost can't be told by interface: the first has it all."""
+        for number in self._numbers.values():
+            seen, lost, written = (counts["seen"] + counts["lost"], counts["lost"], taken) if number == 0 else (0, 0, 0)
+            comment = "of all interfaces together" if len(self._numbers) > 1 and number == 0 else ""
+            now = time.time_ns()
+            if number == 0:
+                self._pending.append(
+                    pcapng.statistics(
+                        number, now, began=self.began, received=seen, dropped=lost, delivered=written, comment=comment
+                    )
+                )
+        self.flush()
