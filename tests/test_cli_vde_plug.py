@@ -112,6 +112,7 @@ def test_mistakes_are_one_line_and_status_2() -> None:
         (("--accel=never",), "write auto, require or off"),
         (("null://", "=", "/no/such/command"), "command not found"),
         (("a", "b", "c"), "one VNL too many"),
+        (("-g", "no-such-group", "null://", "null://"), "-g no-such-group: no such group"),
         (("vxvde://234.0.0.1", "vxvde://234.0.0.1/ttl=2"), "both ends are the same network"),
         (("--accel", "off", "vxlan://234.0.0.1", "vxlan://234.0.0.1"), "both ends are the same network"),
         (("netdev://lo", "netdev://lo"), "both ends are the same interface"),

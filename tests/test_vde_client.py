@@ -8,6 +8,7 @@ The switches here are small programs of this file, which can misbehave; tests/in
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 import stat
 import struct
@@ -127,7 +128,7 @@ def test_the_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         magic, version, kind, family = struct.unpack_from("=IIIH", switch.requests[0])
         assert (magic, version, kind, family) == (MAGIC, 3, 0, socket.AF_UNIX)
         said = switch.requests[0][122:].decode()
-        assert said == f"lab user={os.geteuid()} pid={os.getpid()} SSH=192.0.2.7"
+        assert said == f"lab user={pwd.getpwuid(os.geteuid()).pw_name} pid={os.getpid()} SSH=192.0.2.7"
         name = switch.requests[0][14:].partition(b"\0")[0].decode()
         assert name == f"{tmp_path}/sw/.{os.getpid():05d}-00000"
     with (

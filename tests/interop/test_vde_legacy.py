@@ -148,7 +148,7 @@ def test_ports_and_descriptions_as_vde_switch_sees_them(lab: Lab, place: Path) -
         if "endpoint ID" in line:
             ports[number] = line.partition(" : ")[2]
     assert sorted(ports) == ["0001", "0005", "0007"]
-    assert ports["0005"].startswith("mine user=0 pid=")
+    assert ports["0005"].startswith("mine user=root pid=")
     assert ports["0005"].endswith(" SSH=192.0.2.7")
     assert refused.wait() == 1
     assert "vde_switch is silent where it can't give a port: 5000 may be taken or too high" in refused.output()

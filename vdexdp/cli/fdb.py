@@ -12,6 +12,7 @@ from vdexdp.control import client
 from vdexdp.errors import RequestError
 
 switch_option = click.option("--switch", type=int, help="Id of the network, as in show; needed if there are several.")
+filter_option = click.option("--switch", type=int, help="Only this network, by its id in show.")
 vlan_option = click.option("--vlan", type=int, default=0, help="VLAN id; 0, the default, for untagged frames.")
 
 
@@ -25,7 +26,7 @@ def fdb(context: click.Context, as_json: bool) -> None:
 
 
 @fdb.command("list")
-@switch_option
+@filter_option
 @json_option
 @click.pass_context
 def list_(context: click.Context, switch: int | None, as_json: bool) -> None:
@@ -78,7 +79,7 @@ def delete(mac: str, switch: int | None, vlan: int) -> None:
 
 
 @fdb.command()
-@switch_option
+@filter_option
 def flush(switch: int | None) -> None:
     """Forget all that was learnt; static entries stay."""
     client.call("fdb", action="flush", switch=switch)

@@ -21,6 +21,7 @@ from vdexdp.errors import HangUp, HostError, KernelPathError
 from vdexdp.plugins.base import Inside, Netdev, NoKernelEnd, OpenContext, Stream
 from vdexdp.plugins.registry import End
 from vdexdp.signals import received
+from vdexdp.users import user_name
 
 if TYPE_CHECKING:
     from vdexdp.cable import Cable, Ending
@@ -209,7 +210,7 @@ class Joint:
                 indices.append(None)
             ends.append(kernel)
         vnls = (self.ends[0].vnl, self.ends[1].vnl)
-        user = os.environ.get("USER", str(os.getuid()))
+        user = user_name(os.getuid())
         request = PlugRequest(
             (ends[0], ends[1]),
             vnls,

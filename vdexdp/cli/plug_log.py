@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 from vdexdp.plugins.base import Batch, Stream
 from vdexdp.plugins.wrapper import WrapperStream
+from vdexdp.users import user_name
 
 ADDRESSES_MAX = 1 << 16
 
@@ -23,14 +24,8 @@ _VLAN = b"\x81\x00"
 
 def _who() -> tuple[str, str]:
     """The caller's login name, and where they come from by ssh."""
-    try:
-        import pwd
-
-        user = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        user = str(os.getuid())
     remote = os.environ.get("SSH_CLIENT", "").split()
-    return user, remote[0] if remote else "UNKNOWN_IP_ADDRESS"
+    return user_name(os.getuid()), remote[0] if remote else "UNKNOWN_IP_ADDRESS"
 
 
 def _say(what: str) -> None:

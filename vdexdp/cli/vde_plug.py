@@ -23,6 +23,7 @@ from vdexdp.errors import HostError, RequestError
 from vdexdp.plugins import registry
 from vdexdp.plugins.base import OpenContext
 from vdexdp.signals import ENDING, as_descriptor
+from vdexdp.vnl import group_id
 
 DESCRIPTION = "vdeplug:"
 IPLOG_GROUP = "vdeplug_iplog"
@@ -121,9 +122,9 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
                 if value:
                     first, second = replace(first, description=value), replace(second, description=value)
             case "-g" | "--group":
-                first = replace(first, group=value)
+                first = replace(first, group=_group(key, value))
             case "-G" | "--group2":
-                second = replace(second, group=value)
+                second = replace(second, group=_group(key, value))
             case "-m" | "--mod":
                 first = replace(first, mode=_mode(key, value))
             case "-M" | "--mod2":
@@ -141,6 +142,12 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
                 found.iplog |= key in ("-L", "--iplog")
     found.contexts = (first, second)
     return found
+
+
+def _group(key: str, value: str) -> str:
+    if group_id(value) is None:
+        raise RequestError(f"{key} {value}", "no such group", 'see "getent group"')
+    return value
 
 
 def _mode(key: str, value: str) -> int:

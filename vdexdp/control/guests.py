@@ -28,6 +28,7 @@ from vdexdp.control.protocol import End, PlugRequest, netns_inode
 from vdexdp.control.tunnels import find_uplink
 from vdexdp.errors import PrivilegeError, RequestError, VdexdpError
 from vdexdp.plugins.base import Inside, Netdev, Tunnel
+from vdexdp.users import user_name
 
 BURST: Final = 60.0
 RATE: Final = 20.0
@@ -111,7 +112,7 @@ class Guests:
             raise PrivilegeError("policy", f"{self.path} has a mistake", "ask root to correct it")
         if not rules:
             raise PrivilegeError(
-                "policy", f"it grants user {policy.user_name(peer.uid)} nothing", f"ask root for a rule in {self.path}"
+                "policy", f"it grants user {user_name(peer.uid)} nothing", f"ask root for a rule in {self.path}"
             )
         ends = tuple(map(_plain, asked.ends, asked.vnls))
         if fds is not None:

@@ -21,12 +21,12 @@ from vdexdp.control.host import Host, close_fd
 from vdexdp.control.netlink import Event
 from vdexdp.control.observe import Mirror, Observatory
 from vdexdp.control.path import cut_off
-from vdexdp.control.policy import user_name
 from vdexdp.control.ports import Port, Ports
 from vdexdp.control.protocol import Bridge, EndPath, PlugReply, PlugRequest, end_from_json, end_to_json
 from vdexdp.control.tunnels import OVERHEAD, Lac, Tunnels
 from vdexdp.errors import HostError, KernelPathError, ProtocolError, RequestError, VdexdpError
 from vdexdp.plugins.base import Inside, Netdev, Tunnel
+from vdexdp.users import user_name
 
 CABLE_EXPIRY = 128
 """Seconds; a cable does not learn, but every switch has one."""

@@ -31,6 +31,7 @@ from vdexdp.control.tomlfile import TomlFile
 from vdexdp.errors import RequestError, VdexdpError
 from vdexdp.plugins import registry, vxlan, vxnet, vxvde
 from vdexdp.plugins.base import Tunnel
+from vdexdp.users import user_name
 
 DEFAULT_FILE: Final = Path("/etc/vdexdp/policy.toml")
 PLUGS: Final = 8
@@ -136,14 +137,6 @@ def owns(link: LinkInfo, peer: Peer) -> bool:
     if link.kind != "tun" or (link.owner is None and link.group is None):
         return False
     return link.owner in (None, peer.uid) and (link.group is None or link.group in {peer.gid, *peer.groups})
-
-
-def user_name(uid: int) -> str:
-    """The name of a user, or the number of one who has none."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _literal(text: str) -> str:

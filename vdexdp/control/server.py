@@ -37,11 +37,12 @@ from vdexdp.control.log import Log
 from vdexdp.control.model import Model, Notice, Plug, release
 from vdexdp.control.netlink import Event, Monitor, Netlink
 from vdexdp.control.observe import Observatory
-from vdexdp.control.policy import DEFAULT_FILE, user_name
+from vdexdp.control.policy import DEFAULT_FILE
 from vdexdp.control.protocol import VERSION, PlugRequest, check_request, failure, netns_inode
 from vdexdp.control.rundir import RunDir
 from vdexdp.control.wish import Wish
 from vdexdp.errors import DaemonError, HostError, PrivilegeError, ProtocolError, RequestError, VdexdpError
+from vdexdp.users import user_name
 
 LINGER: Final = 1.0
 """Seconds that a daemon started on demand stays after its last plug."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from vdexdp.errors import HangUp, HostError, PrivilegeError, RequestError, VdexdpError, VnlError
 from vdexdp.plugins.base import FRAME_MAX, FRAME_MIN, Batch, Netdev, OpenContext, Parsed, Plugin, Stream
+from vdexdp.users import user_name
 
 # linux/if_tun.h
 TUNSETIFF = 0x400454CA
@@ -100,7 +101,7 @@ def _interface_error(name: str, error: OSError) -> VdexdpError:
     if error.errno == errno.EBUSY:
         return HostError(name, "another process has this tap open", "end it, or use another interface")
     if error.errno in (errno.EPERM, errno.EACCES):
-        user = os.environ.get("USER") or str(os.geteuid())
+        user = user_name(os.geteuid())
         hint = f'create it for you with "ip tuntap add mode tap name {name} user {user}" as root, or run as root'
         return PrivilegeError(name, "you may neither create this interface nor open it", hint)
     if error.errno == errno.EINVAL:

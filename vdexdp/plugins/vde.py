@@ -28,6 +28,7 @@ from vdexdp.errors import HangUp, HostError, PrivilegeError, ProtocolError, Requ
 from vdexdp.plugins.base import Batch, NoKernelEnd, OpenContext, Option, Parsed, Plugin, Stream
 from vdexdp.plugins.mmsg import Reader, Writer
 from vdexdp.plugins.sockdir import CONTROL, SUN_PATH_MAX, chosen_group, optional_mode, sweep, unlink
+from vdexdp.users import user_name
 from vdexdp.vnl import group
 from vdexdp.wire.control3 import SOCKADDR_SIZE, Request, decode_reply, encode_request
 
@@ -148,7 +149,7 @@ class VdePlugin(Plugin):
 
 
 def _description(text: str) -> str:
-    full = f"{text} user={os.geteuid()} pid={os.getpid()}"
+    full = f"{text} user={user_name(os.geteuid())} pid={os.getpid()}"
     if client := os.environ.get("SSH_CLIENT"):
         full += f" SSH={client.partition(' ')[0]}"
     return os.fsdecode(os.fsencode(full)[:_DESCRIPTION_MAX])
