@@ -116,6 +116,7 @@ def test_plugs_as_services(host: Host) -> None:
     hooks = {port["name"]: port["hooks"] for port in shown["ports"]}
     assert (hooks["g1"][0], hooks["g2"][0]) == ("tc", "xdp"), hooks
     assert shown["worker"]["running"], "the exception path needs a tap, sockets and a process"
+    assert host.sh("cat /proc/sys/net/ipv6/conf/vdxp0/disable_ipv6") == "1\n", "written by the daemon"
     assert host.pinged(1, 2)
     status = dict(line.split(":\t") for line in host.sh(f"cat /proc/{shown['pid']}/status").splitlines())
     allowed = sum(1 << number for number in CAPABILITIES.values()) & bounding_set()
@@ -126,6 +127,14 @@ def test_plugs_as_services(host: Host) -> None:
     host.systemctl("reload", "vdexdp-networks.service")
     wait_until(lambda: len(host.show()["plugs"]) == 4, 10, "the plug that was added")
     assert host.pinged(2, 3)
+
+
+def test_frames_are_seen(host: Host) -> None:
+    """What observes frames is shipped compiled, too, and the daemon may do it under its unit's restrictions."""
+    ping = "ip netns exec guest1 ping -nqc80 -i 0.1 10.0.0.3 >/dev/null & P=$!"
+    seen = host.sh(f"{ping}; vdexdp trace g1 --ethertype ip -c 2 --seconds 20 --json; kill $P")
+    assert len([json.loads(line) for line in seen.splitlines()]) == 2
+    assert host.pinged(1, 2)
 
 
 def test_metrics_as_a_service(host: Host) -> None:

@@ -175,7 +175,7 @@ class View:
             f" plugs {len(shown['plugs'])}, networks {len(shown['switches'])}; {time.strftime('%H:%M:%S')}"
         )
         sums = (
-            f"in {_frames(total['rx_frames'])} frames/s, {_bits(total['rx_bytes'])}bit/s;"
+            f"in {_frames(total['rx_frames'])} frames/s, {_bits(total['rx_bytes'])} bit/s;"
             f" exception path {_frames(total['slow'])}/s; drops {_frames(total['drops'])}/s{drops}"
         )
         return [about, sums]
