@@ -19,12 +19,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import Any, Literal
 
 from tests.frameshapes import DOT1Q, JUMBO, MARK, mac_of
 from tests.labkit import VDEXDP
 from vdexdp.control import libbpf
 from vdexdp.control.client import call
+from vdexdp.control.features import Features
+from vdexdp.control.netlink import Netlink
 from vdexdp.errors import HostError, VdexdpError
 from vdexdp.lab import SLOWNESS, Lab, Namespace, Process, wait_until
 from vdexdp.plugins.stream import GREETING
@@ -340,19 +342,28 @@ def tagged(namespace: Namespace, device: str, vid: int) -> Iterator[None]:
 
     As a VLAN device on top would do, offloads included, on kernels that have none.
     """
-    # r2 or r3 = a number; call a helper (18 pushes a tag, 19 pops one); return TCX_NEXT
+    # r2 or r3 = a number; call a helper (18 pushes a tag, 19 pops one); return TC_ACT_UNSPEC
     load, helper, leave = "b7{:02x}0000{}", "85000000{:02x}000000", "b7000000ffffffff" + "95" + "00" * 7
     tpid = DOT1Q.to_bytes(2, "big") + bytes(2)
     push = load.format(2, tpid.hex()) + load.format(3, struct.pack("=I", vid).hex()) + helper.format(18) + leave
     pop = helper.format(19) + leave
-    with ExitStack() as undo, namespace.entered():
-        index = socket.if_nametoindex(device)
-        for name, code, point in (("push", push, libbpf.ATTACH_TCX_EGRESS), ("pop", pop, libbpf.ATTACH_TCX_INGRESS)):
-            program = libbpf.prog_load("tc", name, bytes.fromhex(code))
+    tcx = Features().tcx
+    with ExitStack() as undo:
+        with namespace.entered():
+            netlink = undo.enter_context(Netlink())
+            index = socket.if_nametoindex(device)
+        sides: tuple[tuple[str, Literal["ingress", "egress"], int], ...] = (
+            (push, "egress", libbpf.ATTACH_TCX_EGRESS),
+            (pop, "ingress", libbpf.ATTACH_TCX_INGRESS),
+        )
+        for code, side, point in sides:
+            program = libbpf.prog_load("tc", "tagged", bytes.fromhex(code))
             undo.callback(os.close, program)
-            undo.callback(os.close, libbpf.link_create(program, index, point))
-        held = undo.pop_all()
-    with held:
+            if tcx:
+                with namespace.entered():
+                    undo.callback(os.close, libbpf.link_create(program, index, point))
+            else:
+                undo.callback(netlink.clsact_detach, netlink.clsact_attach(index, side, program, 3))
         yield
 
 

@@ -122,7 +122,6 @@ def test_between_all_kinds_of_ports(lab: Lab) -> None:
 
 @pytest.mark.parametrize("network", ["vxvde://234.0.0.1", "vxvde:///v6/if=lan0"])
 def test_tagged_guests(lab: Lab, network: str) -> None:
-    require("tcx")
     left, right = lab.host("left"), lab.host("right")
     lab.underlay(left, right, mtu=1700)
     guests: Guests = {}
