@@ -126,17 +126,31 @@ class Networks:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Nobody else changes anything meanwhile.  Raises PrivilegeError, HostError."""
+        lock = self._lock()
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except PermissionError as error:
-            raise PrivilegeError(str(self.directory), "permission denied", "run as root") from error
-        except OSError as error:
-            raise HostError.from_oserror(str(self.directory), error) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
+            with suppress(OSError):  # of use as long as there is something in it
+                self.directory.rmdir()
+            os.close(lock)
+
+    def _lock(self) -> int:
+        while True:
+            try:
+                RUN_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
+                with suppress(FileExistsError):
+                    os.mkdir(self.directory, 0o700)
+                lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:  # removed by another one in between
+                continue
+            except PermissionError as error:
+                raise PrivilegeError(str(self.directory), "permission denied", "run as root") from error
+            except OSError as error:
+                raise HostError.from_oserror(str(self.directory), error) from error
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock), os.stat(self.directory)):
+                    return lock
             os.close(lock)
 
     def running(self) -> dict[str, Running]:
