@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import struct
+import subprocess
 import termios
 import time
 from collections.abc import Iterator
@@ -73,6 +74,8 @@ def test_rates_come_to_what_was_sent(lab: Lab, host: Namespace) -> None:
     text = host.run(*VDEXDP, "top", "--once", "-d", "0.1").stdout
     assert "exception path" in text
     assert "vxvde 234.0.0.1" in text
+    elsewhere = [*VDEXDP, "top", "--once", "-d", "0.1", "--netns", host.full_name]
+    assert "vxvde 234.0.0.1" in subprocess.run(elsewhere, capture_output=True, text=True, check=True).stdout
     wrong = host.run(*VDEXDP, "top", "--port", "nope", check=False)
     assert (wrong.returncode, wrong.stderr) == (2, 'vdexdp: --port nope: no such port; see "vdexdp show"\n')
 

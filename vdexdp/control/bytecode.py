@@ -234,19 +234,18 @@ def compile_programs(names: Iterable[str]) -> dict[str, bytes]:
 
 def _refused(name: str, status: int, messages: str) -> KernelFeatureError:
     lines = [line for line in messages.splitlines() if line.strip()]
+    subject, them = (f"programs {name}", "them") if "," in name else (f"program {name}", "it")
     if status == NO_BCC:
         why = "" if "No module named 'bcc'" in messages else f" ({lines[-1]})"
         return KernelFeatureError(
-            f"program {name}",
-            f"neither shipped nor in the bytecode cache, and bcc is not installed to compile it{why}",
+            subject,
+            f"neither shipped nor in the bytecode cache, and bcc is not installed to compile {them}{why}",
             BCC_HINT + "; a package from scripts/package ships the programs; --accel off does without",
         )
     if "FileNotFoundError" in messages and lines:
-        return KernelFeatureError(
-            f"program {name}", lines[-1], 'install the headers with "apt-get install linux-libc-dev"'
-        )
+        return KernelFeatureError(subject, lines[-1], 'install the headers with "apt-get install linux-libc-dev"')
     first = next((line for line in lines if "error:" in line), lines[-1] if lines else "no message")
-    error = KernelFeatureError(f"program {name}", f"does not compile: {first}", '"vdexdp -v compile" shows all of it')
+    error = KernelFeatureError(subject, f"does not compile: {first}", '"vdexdp -v compile" shows all of it')
     error.log = messages
     return error
 
