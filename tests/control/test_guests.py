@@ -316,12 +316,10 @@ print(json.dumps(told))
         assert found[key] == no + "this network", key
     assert found["interface"] == no + "vm-1"
     assert found["uplink"] == found["two of them"] == no + "lan0"
-    assert (
-        found["uplink as a stack"]
-        == found["a tap that is none"]
-        == "you have not opened lan0 in this network namespace"
-    )
-    for key in ("the host's namespace", "no namespace", "nothing"):
+    assert found["uplink as a stack"] == "you have not opened lan0 in this network namespace"
+    for key in ("no namespace", "a tap that is none"):
+        assert found[key] == "a descriptor is neither a tap nor a network namespace", key
+    for key in ("the host's namespace", "nothing"):
         assert found[key] == "that network namespace is not yours", key
     for key in ("stop", "log", "capture", "mirror", "resume", "flush"):
         assert found[key] == "user 70002 may not ask it for that", key
@@ -363,6 +361,76 @@ print(json.dumps(client.ask(channel, body, [fd]).body["cause"]))
 """
     assert hostile(host, (*with_tun(tmp_path), *BOB), elsewhere) == "you have not opened lan0 in this network namespace"
     victim.stop()
+
+
+FILE_SYSTEM = """
+import ctypes, struct, threading
+libc = ctypes.CDLL(None, use_errno=True)
+assert not libc.unshare(0x20000) and not libc.mount(b"none", b"/", None, 0x44000, None)
+fuse = os.open("/dev/fuse", os.O_RDWR)
+place = os.path.join(sys.argv[1], "file")
+directory = os.open(sys.argv[1], os.O_RDONLY)  # its parents are closed to Bob
+open(place, "w").close()
+options = f"fd={fuse},rootmode=100000,user_id=0,group_id=0,allow_other".encode()
+assert not libc.mount(b"fuse", place.encode(), b"fuse", 0, options), os.strerror(ctypes.get_errno())
+waiting = []
+def released():
+    return "release" in os.listdir(directory)
+def answer(unique, data=b""):
+    os.write(fuse, struct.pack("=IiQ", 16 + len(data), 0, unique) + data)
+def serve():
+    while True:
+        request = os.read(fuse, 1 << 17)
+        _, code, unique = struct.unpack_from("=IIQ", request)
+        if code == 26:  # INIT
+            answer(unique, struct.pack("=IIIIHHIIHHI28x", 7, 31, 0, 0, 16, 12, 1 << 16, 1, 0, 0, 0))
+        elif code == 3:  # GETATTR
+            answer(unique, struct.pack("=QII6Q10I", 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0o100666, 1, 0, 0, 0, 4096, 0))
+        elif code == 14:  # OPEN
+            answer(unique, struct.pack("=QII", 1, 0, 0))
+        elif code == 25 and not released():  # FLUSH, which close(2) waits for
+            waiting.append(unique)
+        elif code != 2 and code != 42:
+            answer(unique)
+threading.Thread(target=serve, daemon=True).start()
+fd = os.open(place, os.O_RDWR)
+os.setgroups([70000]); os.setresgid(70200, 70200, 70200); os.setresuid(70002, 70002, 70002)
+"""
+
+
+def test_descriptors_of_a_file_system_that_does_not_answer(host: Namespace, policy: Path, tmp_path: Path) -> None:
+    """The daemon waits for none of them, not even at its end, and after too many it takes no more."""
+    if "\tfuse\n" not in Path("/proc/filesystems").read_text():
+        pytest.skip("the kernel lacks fuse")
+    first = daemon(host, "--policy", str(policy))
+    process = host.spawn(
+        sys.executable,
+        "-c",
+        HOSTILE
+        + FILE_SYSTEM
+        + """
+own = tunnel("239.1.18.56", 70200)
+try:
+    print(json.dumps([plug(Inside("x0"), own, [fd], (0, None)) for _ in range(9)]), flush=True)
+finally:
+    while not released():
+        time.sleep(0.02)
+    for unique in waiting:
+        answer(unique)
+    os.close(fd)  # else this process could not end either
+""",
+        str(tmp_path),
+    )
+    try:
+        process.wait_output("]")
+        causes = json.loads(process.output())
+        assert causes[:8] == ["a descriptor is neither a tap nor a network namespace"] * 8
+        assert causes[8].startswith("more than 0 descriptors")
+        first.stop()
+        daemon(host, "--policy", str(policy))
+    finally:
+        (tmp_path / "release").touch()
+        process.wait()
 
 
 def test_floods(host: Namespace, policy: Path, lab: Lab) -> None:

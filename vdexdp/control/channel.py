@@ -22,7 +22,7 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -58,13 +58,12 @@ class Message:
 
     body: Body
     fds: list[int] = field(default_factory=list)
-    discard: Callable[[int], None] = os.close
 
     def close(self) -> None:
         """Close the descriptors that nobody took over."""
         while self.fds:
             with contextlib.suppress(OSError):
-                self.discard(self.fds.pop())
+                os.close(self.fds.pop())
 
     def named(self) -> dict[str, int]:
         """The descriptors by the names in ``body["fds"]``.  Raises ProtocolError when they don't match one to one."""
@@ -84,8 +83,6 @@ class Channel:
         self.spill = spill
         self.fds_max = FDS_MAX
         """How many descriptors are taken in one packet; 0 leaves them all to the kernel."""
-        self.discard: Callable[[int], None] = os.close
-        """How descriptors are closed that came and are not wanted."""
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -132,6 +129,17 @@ class Channel:
         except (BrokenPipeError, ConnectionError) as error:
             raise DaemonError.from_oserror("control socket", error) from error
 
+    def peek(self) -> Body:
+        """The object that ``recv`` would return; none of its descriptors is made ours.  Empty for what is no object.
+
+        Raises BlockingIOError.
+        """
+        try:
+            data, _, _, _ = self.sock.recvmsg(PACKET_MAX + 1, 0, socket.MSG_PEEK)
+            return decode(data)
+        except (ConnectionError, ProtocolError):
+            return {}
+
     def recv(self) -> Message | None:
         """The next object, or None when the other side has hung up.
 
@@ -143,7 +151,7 @@ class Channel:
             data, ancillary, flags, _ = self.sock.recvmsg(PACKET_MAX + 1, room, socket.MSG_CMSG_CLOEXEC)
         except ConnectionError:
             return None
-        message = Message({}, discard=self.discard)
+        message = Message({})
         for level, kind, payload in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 received = array.array("i")

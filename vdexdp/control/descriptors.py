@@ -2,9 +2,11 @@
 """Descriptors that come from users other than root.
 
 Such a descriptor may be one of a file system that its sender runs (FUSE).  Then every operation on it waits for the
-sender, ``close`` included, and a daemon that waits serves nobody.  So nothing is done with one before the kernel alone,
-without asking the file system, has said what it is; and what it is not known to be is closed by a thread, of which
-there may be so many and no more.
+sender, ``close`` and the end of the process included, for ever if he likes, and nothing in this process may do that:
+neither the loop nor a thread, as all threads have to end before the daemon's lock is free.  So the daemon itself takes
+none of them.  It looks at a message without taking it, and where there has to be a descriptor a process is forked that
+takes it, looks what it is, and hands over what the daemon can have: taps and network namespaces.  To find that out it
+asks the kernel and no file system.  Of such processes only so many may hang at a time.
 
 What a descriptor proves: that the kernel let its sender open this tap, in whatever network namespace; or, by the user
 namespace that owns it, whose a network namespace is.
@@ -17,14 +19,20 @@ import fcntl
 import os
 import stat
 import struct
-import threading
 from contextlib import suppress
 from typing import Final
 
+from vdexdp.control.channel import Body, Channel, Message
+from vdexdp.control.forked import fork_off
+from vdexdp.errors import ProtocolError
 from vdexdp.plugins.tap import TUNGETIFF
 
-CLOSERS_MAX: Final = 8
-"""Threads that may be waiting for a file system; then no more descriptors are taken."""
+DESCRIPTORS: Final = 2
+"""In one message: one for each end."""
+PORTERS_MAX: Final = 8
+"""Processes that may hang; then no more descriptors are taken."""
+PATIENCE: Final = 5.0
+"""Seconds for such a process to be scheduled; it waits for nobody but the kernel."""
 
 _TUN_DEVICE: Final = (10, 200)
 _TUNGETDEVNETNS: Final = 0x54E3
@@ -35,7 +43,6 @@ _AT_STATX_DONT_SYNC: Final = 0x4000
 _STATX_TYPE: Final = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_closers: list[threading.Thread] = []
 
 
 def _is_tun(fd: int) -> bool:
@@ -92,23 +99,49 @@ def netns_owner(fd: int) -> int | None:
         os.close(owner)
 
 
-def discard(fd: int) -> None:
-    """Close a descriptor that may be anything, without waiting."""
-    if _is_tun(fd) or _is_netns(fd):
-        os.close(fd)
-        return
-    closer = threading.Thread(target=_close, args=(fd,), daemon=True)
-    _closers.append(closer)
-    closer.start()
-    closer.join(0.01)  # nearly always: it has ended
+class Porters:
+    """The processes that take descriptors in."""
+
+    def __init__(self) -> None:
+        self._running: list[int] = []
+
+    def recv(self, channel: Channel) -> Message | None:
+        """As :meth:`Channel.recv`, of a channel to a user other than root.  Waits for a process of ours."""
+        channel.fds_max = 0
+        if not _has_descriptors(channel.peek()):
+            return channel.recv()
+        self._running = [pid for pid in self._running if not os.waitpid(pid, os.WNOHANG)[0]]
+        if len(self._running) >= PORTERS_MAX:
+            return channel.recv()
+        pid, sock = fork_off(lambda control: _carry(Channel(control), channel), {channel.fileno()})
+        self._running.append(pid)
+        mine = Channel(sock, spill=True)
+        try:
+            carried = mine.recv() if mine.wait(PATIENCE) else None
+        finally:
+            mine.close()
+        if carried is None:
+            raise ProtocolError("message", "its descriptors could not be taken")
+        if cause := carried.body.pop("refused", ""):
+            raise ProtocolError("message", str(cause))
+        return Message(carried.body["body"], carried.fds)
 
 
-def _close(fd: int) -> None:
-    with suppress(OSError):
-        os.close(fd)
+def _has_descriptors(body: Body) -> bool:
+    ends = body.get("ends")
+    return isinstance(ends, list) and any(isinstance(end, dict) and isinstance(end.get("fd"), int) for end in ends)
 
 
-def may_take() -> bool:
-    """Whether descriptors that may be anything can be taken still."""
-    _closers[:] = [closer for closer in _closers if closer.is_alive()]
-    return len(_closers) < CLOSERS_MAX
+def _carry(control: Channel, channel: Channel) -> None:
+    """What such a process does."""
+    channel.fds_max = DESCRIPTORS
+    try:
+        message = channel.recv()
+        if message is None:
+            return
+        if not all(_is_tun(fd) or _is_netns(fd) for fd in message.fds):
+            control.send({"refused": "a descriptor is neither a tap nor a network namespace"})
+            return
+        control.send({"body": message.body}, message.fds)
+    except ProtocolError as error:
+        control.send({"refused": error.cause})

@@ -36,8 +36,6 @@ COSTS: Final = {"plug": 3.0, "may": 1.0, "show": 3.0, "fdb": 3.0, "resume": 1.0}
 """Beside the one unit that each message costs."""
 CONNECTIONS: Final = 8
 """That a user may have beside one for each plug that a rule allows."""
-DESCRIPTORS: Final = 2
-"""In one message: one for each end."""
 _PAUSE_MAX: Final = 1.0
 _OURS: Final = ("vdxp", "vdxb", "vdxv")
 _FOR_ALL: Final = {"rcvbuf": "rcvbuf", "expiry": "expiretime", "bind": "bind", "hook": "hook"}

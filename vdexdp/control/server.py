@@ -29,8 +29,8 @@ from vdexdp.control import libbpf, report
 from vdexdp.control.channel import Body, Channel, Message, take
 from vdexdp.control.clients import Client, Reply
 from vdexdp.control.dataplane import Dataplane
-from vdexdp.control.descriptors import discard, may_take
-from vdexdp.control.guests import COSTS, DESCRIPTORS, Guests, only_own
+from vdexdp.control.descriptors import Porters
+from vdexdp.control.guests import COSTS, Guests, only_own
 from vdexdp.control.host import Host
 from vdexdp.control.keeper import ALIVE, Keeper, claimed
 from vdexdp.control.log import Log
@@ -67,6 +67,7 @@ class Server:
         self.log = log
         self.guests = Guests(log, policy)
         self.keeper = Keeper(auto)
+        self.porters = Porters()
         self.kept: Channel | None = None
         self.paused: dict[int, float] = {}
         self.since = time.time()
@@ -194,8 +195,6 @@ class Server:
             self._send(client, failure(refusal))
             channel.close()
             return
-        if client.guest:
-            channel.discard = discard
         self.clients[channel.fileno()] = client
         self._listen_to(client)
 
@@ -219,9 +218,8 @@ class Server:
                 self._pause(client, pause)
                 return
             self.guests.charge(client.peer)
-            client.channel.fds_max = DESCRIPTORS if may_take() else 0
         try:
-            message = client.channel.recv()
+            message = self.porters.recv(client.channel) if client.guest else client.channel.recv()
         except BlockingIOError:
             return
         except ProtocolError as error:
