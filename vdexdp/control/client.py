@@ -98,7 +98,11 @@ def ask(channel: Channel, body: Mapping[str, Any], fds: list[int] | None = None,
 
     Raises DaemonError; the reply may be a failure.
     """
-    channel.send(body, fds or [])
+    try:
+        channel.send(body, fds or [])
+    except DaemonError:
+        if not channel.wait(0):  # else it has said why it hung up
+            raise
     deadline = time.monotonic() + limit
     while True:
         if not channel.wait(deadline - time.monotonic()):
