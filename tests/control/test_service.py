@@ -21,6 +21,7 @@ import pytest
 
 from tests.control.rig import START, call, listening, looks, ping, plug, same, tunnel, until, wire
 from tests.labkit import VDEXDP, TwoHosts, require_tool
+from tests.unprivileged import as_user
 from vdexdp.control.protocol import RUN_DIR
 from vdexdp.lab import Lab
 
@@ -102,11 +103,20 @@ def test_the_privileges_of_the_unit_are_enough(two_hosts: TwoHosts, tmp_path: Pa
     calls -= set().union(*map(system_calls, forbidden.removeprefix("~").split()))
     left, right = two_hosts.left, two_hosts.right
     before = looks(left)
-    log = tmp_path / "strace"
+    log, policy = tmp_path / "strace", tmp_path / "policy.toml"
+    policy.write_text('group = 70000\n[rule.all]\ngroups = [70000]\nnetworks = ["vxvdex://"]\n')
     strace = (require_tool("strace"), "-f", "-qq", "-o", str(log))
-    master = left.spawn(*strace, sys.executable, "-c", CONFINED.format(kept=kept), *VDEXDP, "daemon")
+    master = left.spawn(
+        *strace, sys.executable, "-c", CONFINED.format(kept=kept), *VDEXDP, "daemon", "--policy", str(policy)
+    )
     master.wait_output("serving", START)
+    assert "the socket is not open to the policy's group" in master.output(), "that is for vdexdp.socket"
     pid = call(left, "hello")["pid"]
+    os.chown(RUN_DIR / f"{left.inode}.sock", 0, 70000)
+    os.kill(pid, signal.SIGHUP)
+    user = as_user(70001, 70000)
+    inside = left.spawn(*user, *VDEXDP, "vdens", "-v", "--accel", "require", "vxvdex://", "sh", "-c", "exec sleep 60")
+    inside.wait_output("in the kernel", START)
     found = re.search(r"CapEff:\s+([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text())
     assert found
     assert int(found[1], 16) & ~sum(1 << number for number in kept) == 0
@@ -114,6 +124,7 @@ def test_the_privileges_of_the_unit_are_enough(two_hosts: TwoHosts, tmp_path: Pa
     assert ping(two_hosts.left_guest, "10.0.0.2")
     assert ping(two_hosts.left_guest, "10.0.0.2", size=20000), "by the exception path"
     assert call(left, "show")["worker"]["running"]
+    inside.stop()
     near.close()
     far.close()
     same(left, before)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from vdexdp.control.descriptors import netns_owner, tap_of
 from vdexdp.control.log import Log
 from vdexdp.control.model import Plug
 from vdexdp.control.netlink import Netlink, canonical
-from vdexdp.control.protocol import End, PlugRequest, netns_inode
+from vdexdp.control.protocol import Bridge, End, PlugRequest, netns_inode
 from vdexdp.control.tunnels import find_uplink
 from vdexdp.errors import PrivilegeError, RequestError, VdexdpError
 from vdexdp.plugins.base import Inside, Netdev, Tunnel
@@ -38,8 +38,13 @@ CONNECTIONS: Final = 8
 """That a user may have beside one for each plug that a rule allows."""
 _PAUSE_MAX: Final = 1.0
 _OURS: Final = ("vdxp", "vdxb", "vdxv")
-_FOR_ALL: Final = {"rcvbuf": "rcvbuf", "expiry": "expiretime", "bind": "bind", "hook": "hook"}
-"""Members of a Tunnel that the first plug decides for all others, and their options in a VNL."""
+_JUDGED: Final = ("kind", "group", "family", "port", "vni", "ttl", "device", "vlan")
+_FOR_ALL: Final = {
+    one.name: {"expiry": "expiretime"}.get(one.name, one.name) for one in fields(Tunnel) if one.name not in _JUDGED
+}
+"""Members of a Tunnel that the first plug decides for all others, and their options in a VNL: all but those that a rule
+judges, whatever there will be.
+"""
 
 
 @dataclass
@@ -130,6 +135,8 @@ class Guests:
 
     def _refusal(self, rule: policy.Rule, peer: Peer, end: End, vnl: str, netlink: Netlink) -> PrivilegeError | None:
         hint = '"vdexdp doctor" says what it does'
+        if type(end) not in (Tunnel, Netdev, Inside, Bridge):  # whatever there will be
+            return PrivilegeError(vnl, "only root may plug this")
         if isinstance(end, Tunnel):
             routed = find_uplink(netlink, replace(end, device=""))[0].name
             uplink = end.device or routed
