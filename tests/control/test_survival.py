@@ -21,6 +21,7 @@ from tests.control.rig import call, daemon, kill, listening, looks, ping, plug, 
 from tests.labkit import VDEXDP, TwoHosts
 from vdexdp.control import client, rundir, scrape
 from vdexdp.control.channel import Channel
+from vdexdp.control.features import Features
 from vdexdp.control.protocol import RUN_DIR, Bridge
 from vdexdp.errors import HangUp, HostError
 from vdexdp.lab import Lab, Namespace
@@ -224,8 +225,10 @@ def test_killing_everything_leaves_nothing(two_hosts: TwoHosts) -> None:
     for process in (master, *processes):
         process.wait()
     until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in doomed), "the worker to end")
-    same(left, before)
+    if Features().tcx:
+        same(left, before)
     daemon(left)
+    same(left, before)  # without links for tc, it is the next daemon that removes filters
     again = plug(left, wire("g1"), tunnel())
     assert ping(two_hosts.left_guest, "10.0.0.2")
     again.close()
