@@ -68,10 +68,11 @@ def pytest_command(*arguments: str) -> list[str]:
         arguments = tuple(
             f"{file}::{name}" if name else file for file, names in TESTS.items() for name in names or ("",)
         )
-    return [
-        *("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=/results/junit.xml"),
-        *("-o", "junit_family=xunit1", "-o", f"timeout={round(120 * machine.slowness())}", *arguments),
-    ]
+    options = (
+        "-q -p tests.vm.instant -p no:cacheprovider --tb=short --junitxml=/results/junit.xml -o junit_family=xunit1"
+    )
+    timeout = f"timeout={round(120 * machine.slowness())}"
+    return ["python", "-m", "pytest", *options.split(), "-o", timeout, *arguments]
 
 
 def _script(results: str) -> str:
