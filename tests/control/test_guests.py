@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.control.rig import START, call, daemon, kill, looks, ping, same, until
+from tests.control.rig import START, call, daemon, kill, links_held, looks, ping, same, until
 from tests.labkit import VDEXDP, TwoHosts
 from tests.unprivileged import as_user, with_tun
 from vdexdp.control.protocol import RUN_DIR
@@ -177,6 +178,37 @@ def test_without_the_daemon(host: Namespace, policy: Path, lab: Lab) -> None:
     until(lambda: not plugs(host), "nothing left")
     same(host, idle)
     third.stop()
+
+
+def test_the_end_of_the_keeper(host: Namespace, policy: Path) -> None:
+    """Alone it is started again; with the daemon, the next daemon cleans up."""
+    first = daemon(host, "--policy", str(policy))
+    held = inside(host, ALICE, 1, "exec sleep 60")
+    for _ in range(2):
+        (keeper,) = [pid for pid in children(host) if links_held(pid)]
+        os.kill(keeper, signal.SIGKILL)
+        until(lambda gone=keeper: any(pid != gone and links_held(pid) for pid in children(host)), "another keeper")  # type: ignore[misc]
+    (keeper,) = [pid for pid in children(host) if links_held(pid)]
+    first.signal(signal.SIGSTOP)
+    os.kill(keeper, signal.SIGKILL)
+    kill(first)
+    assert "vdxv0" in host.ip("link"), "nobody could remove it"
+    daemon(host, "--policy", str(policy))
+    until(lambda: "vdxv0" not in host.ip("link"), "the new daemon to do it")
+    held.wait_output("vde0 is gone")
+    assert host.run("ip", "link", "show", "type", "veth").stdout.count("lan0"), "and nothing else"
+    also = inside(host, ALICE, 1, "exec sleep 60")
+    call(host, "stop")
+    also.wait_output("the daemon was stopped; vde0 is gone")
+    until(lambda: not {"vdxp0", "vdxv0"} & set(re.split(r"[\s:@]+", host.ip("link"))), "the end of what it had made")
+    held.stop()
+    also.stop()
+
+
+def children(host: Namespace) -> list[int]:
+    """The processes that the daemon has forked, its own children."""
+    pid = call(host, "hello")["pid"]
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_interfaces(host: Namespace, lab: Lab, policy: Path, tmp_path: Path) -> None:

@@ -136,7 +136,8 @@ def _state(clean: bool) -> list[Check]:
     if running:
         return checks + _policy()
     with Netlink() as netlink:
-        taps = [link.name for link in netlink.links() if link.kind == "tun" and link.name.startswith(("vdxp", "vdxb"))]
+        ours = {"vdxp": "tun", "vdxb": "tun", "vdxv": "veth"}
+        taps = [link.name for link in netlink.links() if ours.get(link.name[:4]) == link.kind]
         filters, programs = netlink.clsact_leftovers(), _xdp_leftovers(netlink)
         if clean and (filters or programs) and rundir.abandoned(netns_inode()):
             for filter_ in filters:

@@ -150,6 +150,7 @@ class Server:
             _, ports, switches = self.sweep
             self.sweep = None
             self.model.sweep(ports, switches)
+            self._guarded(self.remove_strays)
         if not self.awaited:
             self._serve_waiting()
         for fd in [fd for fd, until in self.paused.items() if now >= until]:
@@ -481,6 +482,14 @@ class Server:
             except VdexdpError:  # an interface or a route is gone: that is followed elsewhere
                 continue
         self._tell(notices)
+
+    def remove_strays(self) -> None:
+        """Delete the interfaces that a daemon had made, when it was killed, and the keeper of the users' too."""
+        known = {port.ifindex for port in self.model.ports.all.values()} if self.model is not None else set()
+        for link in self.netlink.links():
+            if (link.kind, link.name[:4]) in (("veth", "vdxv"), ("tun", "vdxb")) and link.index not in known:
+                self.netlink.delete_link(link.index)
+                self.log.say(f"removed {link.name}, which a killed daemon had left", "warning")
 
     def _watch_keeper(self) -> None:
         if self.kept is not self.keeper.channel:
