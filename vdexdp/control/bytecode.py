@@ -82,10 +82,13 @@ VERSIONS = 16
 """Of one program that the cache keeps."""
 
 
+SHARED_CACHE: Final = Path("/var/cache/vdexdp")
+
+
 def cache_dir() -> Path:
     """Root's is shared by the host's daemons; other users have their own."""
     if os.geteuid() == 0:
-        return Path("/var/cache/vdexdp")
+        return SHARED_CACHE
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vdexdp"
 
 
@@ -113,8 +116,8 @@ def _trusted(path: Path) -> bool:
     return False
 
 
-def _cached(program: Program) -> bytes | None:
-    for folder in (abi.source_dir().parent / "_bytecode", cache_dir()):
+def _cached(program: Program, *more: Path) -> bytes | None:
+    for folder in (abi.source_dir().parent / "_bytecode", cache_dir(), *more):
         path = folder / file_name(program)
         if _trusted(path):
             with suppress(OSError):
@@ -251,8 +254,8 @@ def _refused(name: str, status: int, messages: str) -> KernelFeatureError:
 
 
 def missing() -> list[str]:
-    """The programs of plugs that are neither shipped nor in the cache."""
-    return [program.name for program in _NORMAL if _cached(program) is None]
+    """The programs of plugs that are neither shipped nor in a cache, the daemon's included."""
+    return [program.name for program in _NORMAL if _cached(program, SHARED_CACHE) is None]
 
 
 def compiler_problem() -> str:
