@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Literal
 
 from tests.frameshapes import DOT1Q, JUMBO, MARK, mac_of
-from tests.labkit import VDEXDP
+from tests.labkit import VDEXDP, kernel_version
 from vdexdp.control import libbpf
 from vdexdp.control.client import call
 from vdexdp.control.features import Features
@@ -232,6 +232,14 @@ def counters(host: Namespace, port: str) -> dict[str, Any]:
     """The counters of the port of that name, or that begins so."""
     found: dict[str, Any] = next(one for one in show(host)["ports"] if one["name"].startswith(port))["counters"]
     return found
+
+
+def xdp_told(host: Namespace, device: str) -> bool:
+    """Whether the kernel tells what a driver takes from XDP redirects.  Where it does not, tc carries everything."""
+    with host.entered(), Netlink() as netlink:
+        told = netlink.xdp_features(host.ifindex(device)) is not None
+    assert told or kernel_version() < (6, 3)
+    return told
 
 
 def until(condition: Callable[[], object], what: str, timeout: float = 10.0) -> None:

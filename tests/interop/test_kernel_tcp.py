@@ -15,7 +15,18 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
-from tests.kernelkit import NETWORK, VirtualMachine, bad_checksums, counters, plug, reaches, start, tagged, transfer
+from tests.kernelkit import (
+    NETWORK,
+    VirtualMachine,
+    bad_checksums,
+    counters,
+    plug,
+    reaches,
+    start,
+    tagged,
+    transfer,
+    xdp_told,
+)
 from tests.labkit import require
 from vdexdp.control.client import call
 from vdexdp.lab import Lab, Namespace
@@ -113,7 +124,7 @@ def test_between_all_kinds_of_ports(lab: Lab) -> None:
         for one, other, least in (REMOTE[0], REMOTE[1], REMOTE[3], REMOTE[5], LOCAL[0], LOCAL[1]):
             check(guests, one, other, least, "fd00::{:x}")
         assert not [name for name, (namespace, _) in guests.items() if bad_checksums(namespace)]
-        assert counters(left, "lxdp")["rx_frames"]["xdp"] > 1000
+        assert counters(left, "lxdp")["rx_frames"]["xdp"] > 1000 or not xdp_told(left, "lxdp")
         for host in (left, right):
             seen = counters(host, "vx")
             assert not any(seen["exceptions"].values()), seen
