@@ -159,7 +159,7 @@ def test_what_a_frame_met(rig: Rig, observatory: Observatory) -> None:
         rig.run("port_tc", WIRE1, frame)
         rig.learn(B, WIRE2, age=5.0)
         rig.run("port_tc", STACK, frame)
-        rig.learn(B, WIRE2, age=1000.0)
+        rig.set_switch(generation=9)
         rig.run("port_tc", WIRE1, ethernet(BROADCAST, A, 0x0806, bytes(28)))
         rig.run("port_tc", WIRE1, frame)
         first, same, moved, broadcast, stale = seen()

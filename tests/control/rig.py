@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -166,3 +167,14 @@ def version(place: Path, change: bytes, delay: float = 0.0) -> Path:
             f"\nimport time\nread = images\ndef images(names):\n    time.sleep({delay})\n    return read(names)\n"
         )
     return place
+
+
+def attached(host: Namespace, *devices: str) -> list[str]:
+    """The ids and names of the programs on these devices that no link holds there."""
+    texts = [
+        host.run("tc", "filter", "show", "dev", device, side).stdout
+        for device in devices
+        for side in ("ingress", "egress")
+    ]
+    texts += [host.ip(f"-d link show dev {device}") for device in devices]
+    return [match[0] for text in texts for match in re.finditer(r" id \d+ name \w+", text)]

@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 
 from tests import oldkernel
-from tests.control.rig import kill, listening, looks, port, same, tunnel, wire
+from tests.control.rig import attached, kill, listening, looks, port, same, tunnel, wire
 from tests.kernelkit import NETWORK, bad_checksums, plug, reaches, show, transfer, until
 from tests.labkit import VDEXDP, TwoHosts, require, settled
+from tests.pcapngkit import Capture, parse
 from vdexdp.control import abi, bytecode, features
 from vdexdp.control.dataplane import Dataplane
 from vdexdp.control.features import TABLE, Features
@@ -111,7 +112,16 @@ def test_explain_without_privilege_asks_the_daemon(lab: Lab) -> None:
     assert [lack.split(":")[0] for lack in said["lacks"]] == ["redirect_peer"]
 
 
-def test_traffic_without_any_of_them(lab: Lab, two_hosts: TwoHosts) -> None:
+def watched(host: Namespace, path: Path, source: Namespace, address: str) -> Capture:
+    """What ``capture`` writes of five pings, and of nothing else."""
+    process = host.spawn(*VDEXDP, "capture", "g1", "--ethertype", "ip", "-w", str(path), "-c", "10")
+    process.wait_output("watching", 20)
+    settled(source, address)
+    assert process.wait() == 0, process.output()
+    return parse(path.read_bytes())
+
+
+def test_traffic_without_any_of_them(lab: Lab, two_hosts: TwoHosts, tmp_path: Path) -> None:
     """The left host lacks everything; the right one is this kernel as it is."""
     left, right, guest = two_hosts.left, two_hosts.right, two_hosts.left_guest
     near = lab.guest(left, "g3", 3)
@@ -129,6 +139,11 @@ def test_traffic_without_any_of_them(lab: Lab, two_hosts: TwoHosts) -> None:
     settled(guest, "10.0.0.2")
     for address in ("10.0.0.3", "10.0.0.4"):
         settled(guest, address)
+    programs = attached(left, "g1", "g3", "t0", UNDERLAY)
+    assert [name.split()[3] for name in programs] == ["port_tc", "port_tc", "port_tc", "uplink_ingress", "port_xdp"]
+    found = watched(left, tmp_path / "old.pcapng", guest, "10.0.0.2")
+    assert [one.direction for one in found.packets] == ["in", "out"] * 5
+    until(lambda: attached(left, "g1", "g3", "t0", UNDERLAY) == programs, "the normal programs")
     for end in (two_hosts.right_guest, near):
         iperf_server(end)
     server = iperf_server(left, 5204)

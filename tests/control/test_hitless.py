@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Frames that are lost while the daemon is restarted, upgraded or killed: none.
+"""Frames that are lost while the daemon is restarted, upgraded or killed, or somebody watches them: none.
 
 Three plugs of a LAC carry numbered frames at a fixed rate: one in the kernel and one that is bridged into it on the
 left host, one in the kernel on the right host.  The daemon of the left host is changed under them.  Each test prints
@@ -209,3 +209,17 @@ def test_an_upgrade_whose_programs_are_refused_keeps_the_old_ones(net: Net, tmp_
     flood.check("refused upgrade")
     assert programs(net.left) == before
     assert "the older programs go on" in process.output(), process.output()
+
+
+def test_somebody_begins_and_ends_to_watch(net: Net) -> None:
+    before = programs(net.left)
+    with Flood(net.ports) as flood:
+        for number in (signal.SIGINT, signal.SIGKILL):
+            process = net.left.spawn(*VDEXDP, "capture", "-w", os.devnull)
+            process.wait_output("watching", START)
+            assert all(programs(net.left)[link] != before[link] for link in before), "the observed build"
+            time.sleep(0.3)
+            process.signal(number)
+            process.wait()
+            until(lambda: programs(net.left) == before, "the normal programs")
+    flood.check("watching")

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from itertools import accumulate
+from typing import Any
 
 import click
 
@@ -89,7 +90,7 @@ def capture(
         with Watch(replace(wish, snap=snap), inode) as watch:
             say = summary(*run(watch, printer, count, seconds))
     else:
-        with Watch(wish, inode) as watch, Writer(path, names, wish, wanted, expression) as writer:
+        with Writer(path, names, wish, wanted, expression) as writer, Watch(wish, inode) as watch:
             try:
                 taken, counts = run(watch, writer, count, seconds)
                 writer.finish(taken, counts)
@@ -101,7 +102,10 @@ def capture(
 
 
 class Writer:
-    """Makes the file, block by block; a file ends with a whole block whatever happens."""
+    """Makes the file, block by block; a file ends with a whole block whatever happens.
+
+    What was in it before is there until the first block is written.
+    """
 
     def __init__(self, path: str, names: Names, wish: Wish, wanted: Filter | None, expression: str) -> None:
         """Raises HostError."""
@@ -111,14 +115,14 @@ class Writer:
         self.began = time.time_ns()
         self._offset = clock_offset()
         self._lost = 0
-        self._numbers: dict[int, int] = {}
+        self._numbers: dict[tuple[int, str], int] = {}
+        """Interfaces by port number and name: numbers are given again."""
         self._pending: list[bytes] = [pcapng.section(f"vdexdp {__version__}", f"Linux {os.uname().release}")]
         self._size = 0
         try:
+            self._new = path if path != "-" and not os.path.lexists(path) else ""
             self._fd = os.dup(1) if path == "-" else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._file = stat.S_ISREG(os.fstat(self._fd).st_mode) and path != "-"
-            if self._file:
-                os.ftruncate(self._fd, 0)
         except OSError as error:
             raise HostError.from_oserror(self.name, error) from error
         for index in sorted(names.ports):
@@ -130,15 +134,18 @@ class Writer:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
+        if self._new and not self._size:
+            os.unlink(self._new)
 
     def _interface(self, index: int) -> int:
-        if index not in self._numbers:
-            port = self.names.port(index)
+        port = self.names.port(index)
+        key = index, port["name"]
+        if key not in self._numbers:
             about = f"{port['kind']} port {index} of network {port['switch']}"
-            self._numbers[index] = len(self._numbers)
+            self._numbers[key] = len(self._numbers)
             snap = self.wish.snap if self.wish.snap < K["SNAP_MAX"] else 0
             self._pending.append(pcapng.interface(port["name"], about, snap=snap, expression=self.expression))
-        return self._numbers[index]
+        return self._numbers[key]
 
     def take(self, one: Sighting) -> bool:
         if not one.data or (self.wanted is not None and not self.wanted.takes(one.data, one.length)):
@@ -173,6 +180,8 @@ class Writer:
         left = memoryview(b"".join(blocks))
         end = self._size + len(left)
         try:
+            if self._file and not self._size and blocks:
+                os.ftruncate(self._fd, 0)
             while left:
                 left = left[os.write(self._fd, left) :]
         except BrokenPipeError:
@@ -180,21 +189,26 @@ class Writer:
         except OSError as error:
             if self._file:
                 ends = accumulate((len(one) for one in blocks), initial=self._size)
-                os.ftruncate(self._fd, max(at for at in ends if at <= end - len(left)))
+                self._size = max(at for at in ends if at <= end - len(left))
+                os.ftruncate(self._fd, self._size)
             hint = "the capture has ended; forwarding has not"
             raise HostError.from_oserror(self.name, error, hint) from error
         self._size = end
 
-    def finish(self, taken: int, counts: dict[str, int]) -> None:
+    def finish(self, taken: int, counts: dict[str, Any]) -> None:
         """The statistics.  What was lost can't be told by interface: the first has it all."""
-        for number in self._numbers.values():
-            seen, lost, written = (counts["seen"] + counts["lost"], counts["lost"], taken) if number == 0 else (0, 0, 0)
-            comment = "of all interfaces together" if len(self._numbers) > 1 and number == 0 else ""
-            now = time.time_ns()
-            if number == 0:
-                self._pending.append(
-                    pcapng.statistics(
-                        number, now, began=self.began, received=seen, dropped=lost, delivered=written, comment=comment
-                    )
+        if self._numbers:
+            comment = "of all interfaces together" if len(self._numbers) > 1 else ""
+            lost = counts["lost"]
+            self._pending.append(
+                pcapng.statistics(
+                    0,
+                    time.time_ns(),
+                    began=self.began,
+                    received=counts["seen"] + lost,
+                    dropped=lost,
+                    delivered=taken,
+                    comment=comment,
                 )
+            )
         self.flush()

@@ -37,6 +37,7 @@ def show(as_json: bool, only_ports: bool) -> None:
     _ports(found)
     _uplinks(found)
     _worker(found["worker"])
+    _watching(found)
 
 
 def _plugs(found: dict[str, Any]) -> None:
@@ -108,3 +109,12 @@ def _worker(worker: dict[str, Any]) -> None:
             counts[name] = counts.get(name, 0) + count
     state = f"process {worker['pid']}" if worker["running"] else "does not answer"
     console().print(f"Exception path: {worker['tap']}, {state}; {named(counts)}", markup=False)
+
+
+def _watching(found: dict[str, Any]) -> None:
+    watching = found.get("watching")
+    if watching:
+        names = {port["index"]: port["name"] for port in found["ports"]}
+        ways = [f"{names.get(one['port'], one['port'])} to {one['target']}" for one in watching["mirrors"]]
+        what = f"{watching['observers']} captures and traces, mirrors: {', '.join(ways) or 'none'}"
+        console().print(f"Watched: {what}; XDP is left out meanwhile", markup=False)

@@ -84,6 +84,10 @@ class Names:
         self.shown = client.call("show", self.netns)
         self.ports |= ports_of(self.shown)
 
+    def learn(self, ports: list[dict[str, Any]]) -> None:
+        """Numbers are given again to others."""
+        self.ports |= {port["index"]: port for port in ports}
+
     def port(self, index: int) -> dict[str, Any]:
         if index not in self.ports and time.monotonic() >= self._next:
             self._ask()
@@ -111,6 +115,8 @@ class Names:
 class Sink(Protocol):
     """Where frames go."""
 
+    names: Names
+
     def take(self, one: Sighting) -> bool:
         """Whether the frame counts: it passed the sink's own filter."""
 
@@ -120,7 +126,7 @@ class Sink(Protocol):
     def flush(self) -> None: ...
 
 
-def run(watch: Watch, sink: Sink, count: int | None, seconds: float | None) -> tuple[int, dict[str, int]]:
+def run(watch: Watch, sink: Sink, count: int | None, seconds: float | None) -> tuple[int, dict[str, Any]]:
     """Hand frames on until a signal, the count or the time ends it: how many counted, and the kernel's counts.
 
     Raises DaemonError when the daemon ends, and what the sink raises.
@@ -139,8 +145,9 @@ def run(watch: Watch, sink: Sink, count: int | None, seconds: float | None) -> t
             taken += sink.take(decode(record, wish.snap))
         return bool(records)
 
-    def news(counts: dict[str, int]) -> None:
+    def news(counts: dict[str, Any]) -> None:
         nonlocal lost
+        sink.names.learn(counts.get("ports", []))
         if counts["lost"] > lost:
             sink.lose(counts["lost"] - lost)
             lost = counts["lost"]
@@ -172,7 +179,7 @@ def run(watch: Watch, sink: Sink, count: int | None, seconds: float | None) -> t
     return taken, counts
 
 
-def summary(taken: int, counts: dict[str, int]) -> str:
+def summary(taken: int, counts: dict[str, Any]) -> str:
     """What is said in the end."""
     lost = counts["lost"]
     return f"{taken} frames; {lost} lost{', as they were not read in time' if lost else ''}"

@@ -213,4 +213,4 @@ def only_own(shown: dict[str, Any], plugs: Iterable[Plug], peer: Peer) -> dict[s
     for one in switches:
         one["ports"] = [index for index in one["ports"] if index in known]
     kept = {"plugs": [one for one in shown["plugs"] if one["id"] in mine], "switches": switches, "ports": ports}
-    return shown | kept | {"uplinks": [], "worker": {"running": False}, "timings": {}}
+    return shown | kept | {"uplinks": [], "worker": {"running": False}, "timings": {}, "watching": {}}

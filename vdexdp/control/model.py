@@ -143,7 +143,8 @@ class Model:
             plug.undo.close()
             close_fd(plug.alive)
             plug.alive = -1
-            self.observatory.keep(self.ports.all)
+            with suppress(VdexdpError):  # which left the normal programs behind all links but one, perhaps
+                self.observatory.keep(self.ports.all)
 
     def _join(self, plug: Plug, spec: Tunnel) -> None:
         lac = self.tunnels.join(spec, plug.id)
@@ -272,8 +273,6 @@ class Model:
             raise ProtocolError("lease", f"malformed: {error!r}") from error
         self.plugs[plug.id] = plug
         self.next_plug = max(self.next_plug, plug.id + 1)
-        for port in plug.ports:
-            self._remirror(port)
         return plug
 
     def _check_lease(self, state: Body) -> None:
@@ -340,12 +339,16 @@ class Model:
             raise RequestError(f"port {index}", "not mirrored", 'see "vdexdp mirror"')
         port.mirror = ""
 
-    def _remirror(self, port: Port) -> None:
-        """A port from a lease goes on being mirrored, if that is possible still."""
-        target, port.mirror = port.mirror, ""
-        if target:
-            with suppress(VdexdpError):
-                self.mirror(port.index, target)
+    def remirror(self) -> None:
+        """Ports from leases go on being mirrored, where that is possible still.
+
+        Not before all plugs are back: it takes its time, in which those that wait would be taken for dead.
+        """
+        for port in self.ports.all.values():
+            if port.mirror and port.index not in self.observatory.mirrors:
+                target, port.mirror = port.mirror, ""
+                with suppress(VdexdpError):
+                    self.mirror(port.index, target)
 
     # Following the host
 

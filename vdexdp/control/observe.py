@@ -90,6 +90,10 @@ class Observatory:
         self._end_if_alone()
         return counts
 
+    def show(self) -> Body:
+        """Who watches; empty when nobody does."""
+        return {"observers": len(self.watching), "mirrors": self.mirrored()} if self.active else {}
+
     # Mirrors
 
     def mirror(self, one: Mirror) -> None:

@@ -39,7 +39,15 @@ def show(model: Model, *, ask_worker: bool = True) -> Body:
         "worker": _worker(model),
         "fdb": {"used": census.slots, "size": K["MAX_FDB"]},
         "timings": _timings(model),
+        "watching": model.observatory.show(),
     }
+
+
+def port_names(model: Model) -> list[Body]:
+    """What a port number stands for now."""
+    ports = [(port.index, port.name, port.kind, port.switch) for port in model.ports.all.values()]
+    ports += [(lac.index, lac.name, "tunnel", lac.switch) for lac in model.tunnels.lacs.values()]
+    return [dict(zip(("index", "name", "kind", "switch"), one, strict=True)) for one in ports]
 
 
 def _lac_switch(model: Model, lac: Lac, census: table.Census) -> Body:

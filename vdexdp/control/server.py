@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -115,7 +116,7 @@ class Server:
             reader.close()
             writer.close()
 
-    def _guarded(self, handler: Callable[[], None]) -> None:
+    def _guarded(self, handler: Callable[[], object]) -> None:
         try:
             handler()
         except Exception as error:
@@ -151,6 +152,7 @@ class Server:
             self.sweep = None
             self.model.sweep(ports, switches)
             self._guarded(self.remove_strays)
+            self._guarded(self.model.remirror)
         if not self.awaited:
             self._serve_waiting()
         for fd in [fd for fd, until in self.paused.items() if now >= until]:
@@ -274,7 +276,7 @@ class Server:
             client.waiting.close()
             client.waiting = None
         if client.watch >= 0 and self.model is not None:
-            self.model.observatory.unwatch(client.watch)
+            self._guarded(partial(self.model.observatory.unwatch, client.watch))
         if client.plug is not None and self.model is not None:
             self._said("hung up: unplugged", client)
             self._unplug(client.plug)
@@ -526,6 +528,8 @@ class Server:
             self.awaited.subtract([client.peer.pid])
             self.awaited = +self.awaited
         self._plugs_changed()
+        if self.sweep is None:  # it comes late
+            self._guarded(self._model().remirror)
         host = self._model().host
         self._said(f"taken over; {host.replaced} programs replaced", client, replaced=host.replaced)
         host.replaced = 0
@@ -580,12 +584,12 @@ class Server:
         if client.watch < 0:
             raise ProtocolError("watch", "this connection watches nothing")
         if not end:
-            return self._observatory().counts(client.watch)
+            return self._observatory().counts(client.watch) | {"ports": report.port_names(self._model())}
         slot, client.watch = client.watch, -1
         return self._observatory().unwatch(slot)
 
     def _observatory(self) -> Observatory:
-        if self.awaited and self.model is None:
+        if self.awaited or self.sweep is not None:
             raise HostError("daemon", "the plugs of the last one are just coming back", "try again in a moment")
         return self._model().observatory
 

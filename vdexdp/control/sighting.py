@@ -142,17 +142,16 @@ class Watch:
             self.channel.close()
             raise HostError.from_oserror("ring buffer", error) from error
 
-    def _ask(self, op: str) -> dict[str, int]:
-        body = check_reply(client.ask(self.channel, request(op)).body)
-        return {"seen": body["seen"], "lost": body["lost"]}
+    def counts(self) -> dict[str, Any]:
+        """Frames that were ``seen`` so far, and those ``lost`` because the ring was full; and what ``ports`` there are.
 
-    def counts(self) -> dict[str, int]:
-        """Frames that were ``seen`` so far, and those ``lost`` because the ring was full.  Raises DaemonError."""
-        return self._ask("watched")
+        Raises DaemonError.
+        """
+        return check_reply(client.ask(self.channel, request("watched")).body)
 
-    def stop(self) -> dict[str, int]:
+    def stop(self) -> dict[str, Any]:
         """End it; the ring keeps what it has.  The last counts.  Raises DaemonError."""
-        return self._ask("unwatch")
+        return check_reply(client.ask(self.channel, request("unwatch")).body)
 
     def close(self) -> None:
         self.ring.close()
