@@ -14,7 +14,6 @@ from vdexdp.cli.bench import bench
 
 def test_one_family(root: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(legacy, "STEADY_SECONDS", 0.3)
-    monkeypatch.setattr(legacy, "PACED_SECONDS", 0.1)
     result = CliRunner().invoke(bench, ["legacy", "--runs", "1", "--seconds", "1", "--only", "switch", "--json", "-q"])
     report = json.loads(result.output)
     assert [one["key"] for one in report["contestants"]] == ["switch-stock", "switch-ours"]
