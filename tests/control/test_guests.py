@@ -296,7 +296,7 @@ def hostile(host: Namespace, user: tuple[str, ...], script: str, timeout: float 
 
 
 def test_a_hostile_user(host: Namespace, policy: Path, lab: Lab) -> None:
-    daemon(host, "--policy", str(policy))
+    served = daemon(host, "--policy", str(policy))
     lab.guest(host, "vm-1", 1)
     victim = inside(host, ALICE, 1, "exec sleep 60")
     found = hostile(
@@ -318,6 +318,7 @@ told = {
 }
 here = os.open("/proc/self/ns/net", os.O_RDONLY)
 null = os.open("/dev/null", os.O_RDONLY)
+ask(PlugRequest((Netdev("\\x1b[2J", "stack"), tunnel()), ("\\x1b[2J", "b")).to_json())
 own = tunnel("239.1.18.56", 70200)
 told["the host's namespace"] = plug(Inside("x0"), own, [here], (0, None))
 told["no namespace"] = plug(Inside("x0"), own, [null], (0, None))
@@ -354,6 +355,8 @@ print(json.dumps(told))
     assert found["claim"] == "its ports were given up meanwhile"
     assert found["switches"] == "no such switch"
     assert [one["user"] for one in plugs(host)] == ["70001"]
+    assert "\x1b" not in served.output()
+    assert "you have not opened ?[2J" in served.output()
     stranger = hostile(
         host, STRANGER, "try: client.open_channel()\nexcept VdexdpError as e: print(json.dumps(e.cause))"
     )

@@ -86,8 +86,6 @@ def run(
     server = Server(log, auto=auto, policy=policy)
     if not server.awaited and (removed := remove_leftovers(server.netlink)):
         log.say(f"removed {removed} programs that an earlier daemon left attached", "warning", programs=removed)
-    if not server.awaited:
-        server.remove_strays()
     if left := remove_abandoned():
         log.say(f"removed the control sockets of {len(left)} daemons that were killed", "warning", sockets=len(left))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # while programs are loaded, or compiled by children

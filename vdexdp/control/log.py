@@ -45,6 +45,7 @@ class Log:
         text = json.dumps(record, default=str) if self.form == "json" else f"vdexdp: {message}"
         if self.form == "text" and "traceback" in fields:
             text = fields["traceback"].rstrip()
+        text = "".join(one if one.isprintable() or one in "\n\t" else "?" for one in text)  # users' words may be in it
         prefix = f"<{_PRIORITIES[level]}>" if self._journal else ""
         try:
             print("\n".join(prefix + line for line in text.splitlines()), file=sys.stderr, flush=True)

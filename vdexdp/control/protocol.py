@@ -248,7 +248,13 @@ class PlugRequest:
             raise ProtocolError("plug", '"accel" must be "auto" or "require"')
         (first, first_fd), (second, second_fd) = map(end_from_json, ends)
         pid, user = take(body, "pid", int, 0), take(body, "user", str, "")
-        return cls((first, second), (vnls[0][:1024], vnls[1][:1024]), accel, pid, user[:64], (first_fd, second_fd))
+        one, other = (_printable(vnl[:1024]) for vnl in vnls)
+        return cls((first, second), (one, other), accel, pid, _printable(user[:64]), (first_fd, second_fd))
+
+
+def _printable(text: str) -> str:
+    """What others will see on their terminals."""
+    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,8 @@ class Server:
         self.porters = Porters()
         self.kept: Channel | None = None
         self.paused: dict[int, float] = {}
+        self.strays = True
+        """Whether interfaces of an earlier daemon's are to be looked for, once its plugs had their time."""
         self.since = time.time()
         self.rundir = RunDir()
         self.netlink = Netlink()
@@ -136,6 +138,7 @@ class Server:
         times += [self.sweep[0]] if self.sweep else []
         times += [self.revive_at] if self.revive_at is not None else []
         times += self.paused.values()
+        times += [now] if self._strays_are_due() else []
         times += [self.sample_until] if self.model is not None and self.model.host.tables.sample else []
         return max(0.0, min(times) - now)
 
@@ -151,10 +154,12 @@ class Server:
             _, ports, switches = self.sweep
             self.sweep = None
             self.model.sweep(ports, switches)
-            self._guarded(self.remove_strays)
             self._guarded(self.model.remirror)
         if not self.awaited:
             self._serve_waiting()
+        if self._strays_are_due():
+            self.strays = False
+            self._guarded(self._remove_strays)
         for fd in [fd for fd, until in self.paused.items() if now >= until]:
             del self.paused[fd]
             self._listen_to(self.clients[fd])
@@ -485,7 +490,10 @@ class Server:
                 continue
         self._tell(notices)
 
-    def remove_strays(self) -> None:
+    def _strays_are_due(self) -> bool:
+        return self.strays and not self.awaited and self.sweep is None
+
+    def _remove_strays(self) -> None:
         """Delete the interfaces that a daemon had made, when it was killed, and the keeper of the users' too."""
         known = {port.ifindex for port in self.model.ports.all.values()} if self.model is not None else set()
         for link in self.netlink.links():
