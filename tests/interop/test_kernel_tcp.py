@@ -20,6 +20,7 @@ from tests.kernelkit import (
     VirtualMachine,
     bad_checksums,
     counters,
+    daemon,
     plug,
     reaches,
     start,
@@ -143,6 +144,7 @@ def test_tagged_guests(lab: Lab, network: str) -> None:
             host.ip(f"tuntap add mode tap name {tap}")
             lab.address(host, tap, number + 2)
             guests[tap] = host, number + 2
+            daemon(host)  # before tagged(): a daemon removes filters of ours that it finds
             undo.enter_context(tagged(guests[veth][0], "eth0", VLAN))
             undo.enter_context(tagged(host, tap, VLAN))
             for process in [start(host, vnl, network) for vnl in (f"netdev://{veth}", f"tap://{tap}")]:

@@ -97,7 +97,7 @@ def run(names: list[str]) -> int:
         for line in [made.get("why"), *failed]:
             if line:
                 print(f"vm: {name}: {line}", file=sys.stderr)
-    PAGE.write_text(page([json.loads(path.read_text()) for path in RESULTS.glob("*.json")]))
+    PAGE.write_text(page([json.loads(path.read_text()) for path in RESULTS.glob("*.json")], len(TESTS)))
     return bad
 
 
