@@ -25,7 +25,7 @@
 
 #define MAX_PORTS 1024       /* port indices, 0 is never used */
 #define MAX_SWITCHES 512     /* switch ids, 0 is never used */
-#define MAX_MEMBERS 254      /* local ports of one switch */
+#define MAX_MEMBERS 252      /* local ports of one switch */
 #define MAX_FDB 65536        /* FDB entries, all switches together */
 #define MAX_ENDPOINTS 4096   /* (address, UDP port, VNI) tuples we answer to */
 #define GEN_SLOTS 4096       /* endpoint generations; a power of two */
@@ -61,6 +61,12 @@ enum switch_mode {
 	MODE_SWITCH = 1, /* learning switch */
 	MODE_HUB = 2, /* every frame to every other port */
 	MODE_CABLE = 3, /* exactly two ports, no learning */
+	MODE_MULTI = 4, /* the first port's frames to all others, theirs to it alone */
+	MODE_BONDING = 5, /* the first port's frames to the others in turn, theirs to it alone */
+};
+
+enum switch_flag {
+	SWITCH_F_ANNOUNCE = 1, /* another switch is behind a port: a frame whose source is new or has moved goes to everybody */
 };
 
 enum port_kind {
@@ -75,6 +81,7 @@ enum port_kind {
 enum port_flag {
 	PORT_F_PEER = 1, /* output may use bpf_redirect_peer: a veth whose far end is in another namespace */
 	PORT_F_XDP_OUT = 2, /* the device takes frames from XDP_REDIRECT and a tx_ports entry exists */
+	PORT_F_BRIDGE = 4, /* a plug's process is behind it: it has made the news of its addresses known by itself */
 };
 
 enum tunnel_kind {
@@ -220,7 +227,9 @@ struct switch_info {
 	__u16 mode;
 	__u16 tunnel; /* port index of the tunnel, 0 without */
 	__u16 members; /* how many of member[] are valid */
-	__u16 member[255]; /* local ports */
+	__u16 member[MAX_MEMBERS]; /* local ports */
+	__u16 flags; /* enum switch_flag */
+	__u32 turn; /* of MODE_BONDING; races of CPUs do no harm */
 };
 
 struct port_info {

@@ -195,6 +195,12 @@ static __always_inline int fdb_refresh(struct fdb_entry *e, const struct fdb_ent
 	return 1;
 }
 
+/* Is everybody to hear of where a source is, as one more switch has to know it? */
+static __always_inline int is_news(enum source learnt, const struct switch_info *sw, const struct port_info *port)
+{
+	return (learnt == SOURCE_LEARNT || learnt == SOURCE_MOVED) && sw->flags & SWITCH_F_ANNOUNCE && !(port->flags & PORT_F_BRIDGE);
+}
+
 /* `at` is the entry as it would be made now.  Group addresses as source are forwarded, as VDE does, but never learnt. */
 static __always_inline enum source fdb_learn(const struct fdb_key *key, const struct fdb_entry *at, const struct switch_info *sw,
 				      struct port_info *port, struct counters *c)

@@ -5,8 +5,57 @@
  */
 #include "switch_tc.h"
 
-/* Clones to every local member but the one it came from. */
-static __always_inline void flood_local(struct __sk_buff *skb, const struct switch_info *sw, const struct frame *f, struct counters *c)
+static __always_inline __u32 member_at(const struct switch_info *sw, __u64 place)
+{
+	OPAQUE(place);
+	return place < MAX_MEMBERS ? sw->member[place] : 0;
+}
+
+/*
+ * The member, by its port index, that gets the frame itself, not a clone; 0: none.  `*others` is whether there are more who get it.
+ *
+ * Where there is a tunnel, its group does.  Elsewhere somebody has to: a host's stack takes a frame that was dropped for one that was not
+ * sent, and TCP sends it again.
+ */
+static __always_inline __u32 last_member(struct switch_info *sw, const struct frame *f, int *others)
+{
+	__u32 first = sw->member[0], last;
+
+	if (sw->mode == MODE_BONDING || (sw->mode == MODE_MULTI && first != f->in)) {
+		*others = 0;
+		if (first != f->in)
+			return first;
+		return sw->members < 2 ? 0 : member_at(sw, 1 + ++sw->turn % (sw->members - 1));
+	}
+	*others = 1;
+	if (sw->tunnel)
+		return 0;
+	last = member_at(sw, (__u64)sw->members - 1);
+	return last == f->in ? member_at(sw, (__u64)sw->members - 2) : last;
+}
+
+/* The port that a member is, if it takes a frame of this length from there. */
+static __always_inline struct port_info *receiver(const struct __sk_buff *skb, __u32 member, const struct frame *f, __u32 len,
+						  struct counters *c)
+{
+	struct port_info *port;
+
+	if (member == f->in)
+		return NULL;
+	port = port_at(member);
+	if (!port || port->switch_id != f->key.switch_id)
+		return NULL;
+	if (port->mtu && !skb->gso_size && len > port->mtu + 4) {
+		count_drop(c, DROP_TOO_BIG);
+		OBSERVE_COPY(skb, 0);
+		return NULL;
+	}
+	return port;
+}
+
+/* Clones to every local member but the one it came from, and the one that is left for the frame itself. */
+static __always_inline void flood_local(struct __sk_buff *skb, const struct switch_info *sw, const struct frame *f, struct counters *c,
+					__u32 last)
 {
 	__u32 len = frame_len(skb);
 	int i;
@@ -18,16 +67,11 @@ static __always_inline void flood_local(struct __sk_buff *skb, const struct swit
 		if (i >= sw->members)
 			break;
 		member = sw->member[i];
-		if (member == f->in)
+		if (member == last)
 			continue;
-		port = port_at(member);
-		if (!port || port->switch_id != f->key.switch_id)
+		port = receiver(skb, member, f, len, c);
+		if (!port)
 			continue;
-		if (port->mtu && !skb->gso_size && len > port->mtu + 4) {
-			count_drop(c, DROP_TOO_BIG);
-			OBSERVE_COPY(skb, 0);
-			continue;
-		}
 		if (clone_redirect(skb, port->ifindex, port->kind == PORT_STACK ? TO_INGRESS : 0)) {
 			count_drop(c, DROP_PORT_DOWN);
 			OBSERVE_COPY(skb, 0);
@@ -76,6 +120,9 @@ PROGRAM(flood_group, "tc")(struct __sk_buff *skb)
 
 static __always_inline int to_all(struct __sk_buff *skb)
 {
+	struct port_info *port;
+	__u32 last;
+	int others;
 	struct frame f = {};
 	struct switch_info *sw;
 	struct counters *c;
@@ -85,10 +132,18 @@ static __always_inline int to_all(struct __sk_buff *skb)
 	sw = switch_at(f.key.switch_id);
 	if (!sw || !c)
 		return count_drop(c, DROP_NO_SWITCH);
-	flood_local(skb, sw, &f, c);
+	last = last_member(sw, &f, &others);
+	if (others)
+		flood_local(skb, sw, &f, c, last);
 	if (sw->tunnel && sw->tunnel != f.in) {
 		tail_call(skb, MAP(jumps), JUMP_GROUP);
 		return count_drop(c, DROP_REDIRECT);
+	}
+	port = last ? receiver(skb, last, &f, frame_len(skb), c) : NULL;
+	if (port) {
+		count_tx(counters_at(last), f.path, f.frames, frame_len(skb));
+		OBSERVE_COPY(skb, 1);
+		return TOLD(redirect(port->ifindex, port->kind == PORT_STACK ? TO_INGRESS : 0), TOLD_FLOODED, 0);
 	}
 	if (sw->members == 0 || (sw->members == 1 && sw->member[0] == f.in))
 		return count_drop(c, DROP_NO_PORTS);

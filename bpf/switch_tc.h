@@ -57,6 +57,7 @@ static __always_inline int port_input(struct __sk_buff *skb, __u32 in, __u8 path
 	struct switch_info *sw;
 	struct fdb_entry *e = NULL;
 	struct frame f = {};
+	enum source learnt;
 	struct eth eth;
 	int at_ingress;
 
@@ -91,8 +92,9 @@ static __always_inline int port_input(struct __sk_buff *skb, __u32 in, __u8 path
 		f.at.last_seen = ktime_ns();
 		f.at.generation = sw->generation + port->generation;
 		__builtin_memcpy(f.key.mac, eth.src, 6);
-		OBSERVE_LEARNT(skb, fdb_learn(&f.key, &f.at, sw, port, c));
-		if (!is_group(eth.dst)) {
+		learnt = fdb_learn(&f.key, &f.at, sw, port, c);
+		OBSERVE_LEARNT(skb, learnt);
+		if (!is_group(eth.dst) && !is_news(learnt, sw, port)) {
 			__builtin_memcpy(f.key.mac, eth.dst, 6);
 			e = fdb_find(&f.key, sw, &out, f.at.last_seen, c);
 		}

@@ -98,6 +98,7 @@ static __always_inline int tunnel_input(struct __sk_buff *skb, struct outer *o, 
 	struct counters *c;
 	struct frame f = {};
 	struct tags tags;
+	enum source learnt;
 	struct eth eth;
 	__u32 *index;
 
@@ -181,8 +182,9 @@ static __always_inline int tunnel_input(struct __sk_buff *skb, struct outer *o, 
 				f.at.flags |= FDB_F_ON_LINK;
 		}
 		__builtin_memcpy(f.key.mac, eth.src, 6);
-		OBSERVE_LEARNT(skb, fdb_learn(&f.key, &f.at, sw, port, c));
-		if (!is_group(eth.dst)) {
+		learnt = fdb_learn(&f.key, &f.at, sw, port, c);
+		OBSERVE_LEARNT(skb, learnt);
+		if (!is_group(eth.dst) && !is_news(learnt, sw, port)) {
 			__builtin_memcpy(f.key.mac, eth.dst, 6);
 			e = fdb_find(&f.key, sw, &out, f.at.last_seen, c);
 		}

@@ -18,7 +18,9 @@ from vdexdp.control.sockets import foreign_sockets
 from vdexdp.control.tunnels import OVERHEAD, find_uplink
 from vdexdp.errors import KernelPathError, VdexdpError
 from vdexdp.plugins import registry
-from vdexdp.plugins.base import KernelEnd, Netdev, NoKernelEnd, Tunnel
+from vdexdp.plugins.base import KernelEnd, Member, Netdev, NoKernelEnd, Tunnel
+from vdexdp.plugins.sockdir import CONTROL
+from vdexdp.plugins.vde import FALLBACKS
 
 
 @dataclass
@@ -48,6 +50,8 @@ def explain(first: str, second: str | None, as_json: bool) -> int:
         check(ends[0], ends[1])
         chosen = plan(ends[0], ends[1])
         way, why = chosen.way, chosen.why
+        if way == "node":
+            way = "kernel" if any(isinstance(one, Member) and _is_ours(one.path) for one in kernel) else "user"
     elif isinstance(kernel[0], NoKernelEnd):
         way, why = "user", kernel[0].reason
     with Netlink() as netlink:
@@ -95,6 +99,8 @@ def _granting_rule(ends: list[registry.End], kernel: list[KernelEnd | NoKernelEn
 
 
 def _part(netlink: Netlink, vnl: str, end: KernelEnd | NoKernelEnd, *, alone: bool, way: str, vlan: bool) -> Part:
+    if isinstance(end, Member) and way == "kernel":
+        return Part(vnl, "tc", "the node there switches in the kernel")
     if isinstance(end, NoKernelEnd):
         bridged = " (bridged into the kernel)" if way == "bridge" else ""
         return Part(vnl, "user", end.reason + bridged)
@@ -109,6 +115,17 @@ def _part(netlink: Netlink, vnl: str, end: KernelEnd | NoKernelEnd, *, alone: bo
         return Part(vnl, "user", f"{error.subject}: {error.cause}")
     except VdexdpError as error:
         return Part(vnl, "-", "", str(error))
+
+
+def _is_ours(path: str) -> bool:
+    """Whether a daemon that runs here has the switch's node; who may not ask gets no kernel path either."""
+    places = (path,) if path else FALLBACKS
+    try:
+        shown = client.call("show")
+    except VdexdpError:
+        return False
+    known = {node for switch in shown["switches"] for node in switch.get("nodes", ())}
+    return any(os.path.join(os.path.realpath(place), CONTROL) in known for place in places)
 
 
 def _netdev(netlink: Netlink, vnl: str, end: Netdev, vlan: bool) -> Part:
@@ -176,7 +193,7 @@ def _lacks(parts: list[Part], ends: list[KernelEnd | NoKernelEnd]) -> list[str]:
 def _print(parts: list[Part], way: str, why: str, needs: str, lacks: list[str]) -> None:
     text = {
         "kernel": "No frame touches a process.",
-        "bridge": f"The tunnel runs in the kernel, the other end in this process: {why}.",
+        "bridge": f"One end runs in the kernel, the other in this process: {why}.",
         "user": f"Every frame passes a process: {why}.",
     }
     print_table("", ("end", "path", "why"), [(part.vnl, part.path, part.problem or part.why) for part in parts])

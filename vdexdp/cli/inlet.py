@@ -20,7 +20,7 @@ from vdexdp.cli.enclosure import Enclosure
 from vdexdp.cli.joint import Accel, Joint
 from vdexdp.errors import HostError, KernelPathError, VdexdpError
 from vdexdp.plugins import registry
-from vdexdp.plugins.base import Inside, NoKernelEnd, OpenContext, Parsed, Plugin, Stream
+from vdexdp.plugins.base import Inside, Member, NoKernelEnd, OpenContext, Parsed, Plugin, Stream
 from vdexdp.plugins.tap import TapStream
 
 _CONTEXT = OpenContext(description="vdens")
@@ -131,11 +131,13 @@ class KernelInlet(Inlet):
 
 def open_inlet(inside: Enclosure, name: str, end: registry.End, accel: Accel) -> Inlet:
     """The best inlet that is to be had, started.  Raises VdexdpError."""
+    from vdexdp.control.client import may_run
+
     inlet: Inlet | None = None
     kernel = end.kernel_end()
     if accel == "off":
         why = "--accel off"
-    elif isinstance(kernel, NoKernelEnd):
+    elif isinstance(kernel, NoKernelEnd) and not (isinstance(kernel, Member) and may_run()):
         why = kernel.reason
     else:
         try:

@@ -14,18 +14,22 @@ import sys
 from collections.abc import Callable
 from signal import SIGUSR1
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from vdexdp.control.path import Plan, check, check_uplink, plan
 from vdexdp.errors import HangUp, HostError, KernelPathError
-from vdexdp.plugins.base import Inside, Netdev, NoKernelEnd, OpenContext, Stream
+from vdexdp.plugins.base import Inside, Member, Netdev, Node, NoKernelEnd, OpenContext, Stream
 from vdexdp.plugins.registry import End
 from vdexdp.signals import received
 from vdexdp.users import user_name
 
 if TYPE_CHECKING:
+    import socket
+
     from vdexdp.cable import Cable, Ending
     from vdexdp.control.client import Plug
+    from vdexdp.control.protocol import End as WireEnd
+    from vdexdp.plugins.netnode import NetnodeStream
     from vdexdp.wire.dot1q import Mapper
 
 Accel = Literal["auto", "require", "off"]
@@ -57,6 +61,8 @@ class Joint:
         self._vlans: dict[int, tuple[Mapper, ...]] = {}
         self._plug: Plug | None = None
         self._cable: Cable | None = None
+        self._nodes: dict[int, NetnodeStream] = {}
+        self._bridge_at: int | None = None
         self._watched = -1
         self._hung_up = False
         self._opened: dict[int, Stream] = {}
@@ -78,13 +84,13 @@ class Joint:
                 self._open_user("--accel off")
                 return
             wanted = plan(*self.ends)
-            if self.accel == "require" and wanted.way != "kernel":
+            if self.accel == "require" and wanted.way not in ("kernel", "node"):
                 raise KernelPathError(" ".join(end.vnl for end in self.ends), f"runs in userspace: {wanted.why}")
             if wanted.way == "user":
                 self._open_user(wanted.why)
                 return
             for index, kernel in enumerate(wanted.ends):
-                if isinstance(kernel, NoKernelEnd):
+                if isinstance(kernel, NoKernelEnd) and wanted.way == "bridge":
                     self._stream(index)
             try:
                 self._open_kernel(wanted)
@@ -102,13 +108,14 @@ class Joint:
 
         SIGUSR1, if it is among them, is answered by a line on stderr; the others end the cable.  Raises HostError.
         """
-        if self._cable is None:
-            assert self._plug is not None
-            cause = self._wait(self._plug, signals)
+        while True:
+            if self._cable is not None:
+                cause = self._pump(self._cable, signals)
+            else:
+                assert self._plug is not None
+                cause = self._wait(self._plug, signals)
             if not self._goes_on_in_userspace():
                 return cause
-        assert self._cable is not None
-        return self._pump(self._cable, signals)
 
     def _pump(self, cable: Cable, signals: int) -> str:
         """Keep a cable whose frames pass through this process."""
@@ -121,6 +128,7 @@ class Joint:
                 if self._plug is not None:
                     self._plug.tick()
             except HangUp as end:
+                self._hung_up = True
                 return str(end)
             if ending is not None:
                 return ending.cause
@@ -132,7 +140,11 @@ class Joint:
         moved = [name for fd, name in self._taps.values() if is_attached(fd)]
         if not self._hung_up or not moved or self.accel == "require":
             return False
+        self._hung_up = False
         self._unplug()
+        if self._bridge_at is not None:
+            self._opened.pop(self._bridge_at).close()
+            self._bridge_at = None
         self._open_user(f"{moved[0]} was moved to another network namespace")
         print(f"vdexdp: {self.path}", file=sys.stderr, flush=True)
         return True
@@ -181,15 +193,26 @@ class Joint:
 
     def _open_kernel(self, wanted: Plan) -> None:
         from vdexdp.control.client import plug
-        from vdexdp.control.protocol import Bridge, PlugRequest
-        from vdexdp.control.protocol import End as WireEnd
+        from vdexdp.control.protocol import PlugRequest, Visit
 
         ends: list[WireEnd] = []
         fds: list[int] = []
         indices: list[int | None] = []
+        visit: socket.socket | None = None
         for index, kernel in enumerate(wanted.ends):
+            if isinstance(kernel, Member) and wanted.way == "node":
+                from vdexdp.control.client import NotRunning, may_run
+                from vdexdp.plugins import vde
+
+                if not may_run():  # nobody whom the visit could interest, and one that has to be started knows no nodes
+                    raise NotRunning("daemon", "none runs in this network namespace")
+                visit = vde.visit(kernel.path)
+                ends.append(Visit(self.ends[index].vnl))
+                indices.append(len(fds))
+                fds.append(visit.fileno())
+                continue
             if isinstance(kernel, NoKernelEnd):
-                ends.append(Bridge(self.ends[index].vnl))
+                ends.append(self._bridged(index, kernel))
                 indices.append(None)
                 continue
             if isinstance(kernel, Inside):
@@ -219,15 +242,27 @@ class Joint:
             user,
             (indices[0], indices[1]),
         )
-        self._plug = made = plug(request, fds)
+        try:
+            self._plug = made = plug(request, fds, start=wanted.way != "node")
+        finally:
+            if visit is not None:
+                visit.close()
         if wanted.way == "bridge":
             self._bridge(wanted, made)
         paths = ", ".join(
             f"{path.end}: {path.path}" + (f" ({path.why})" if path.why else "") for path in made.reply.paths
         )
         notes = "".join(f"; {note}" for note in made.reply.notes)
-        way = "in the kernel" if wanted.way == "kernel" else f"bridged into the kernel ({wanted.why})"
+        way = "in the kernel" if wanted.way in ("kernel", "node") else f"bridged into the kernel ({wanted.why})"
         self.path = f"{way}: {paths}{notes}" if paths or notes else way
+
+    def _bridged(self, index: int, kernel: NoKernelEnd) -> WireEnd:
+        from vdexdp.control.protocol import Bridge
+
+        node = self._nodes.get(index)
+        if node is None or not isinstance(kernel, Node):
+            return Bridge(self.ends[index].vnl)
+        return Bridge(self.ends[index].vnl, node.control_path, kernel.mode, kernel.expiry)
 
     def _bridge(self, wanted: Plan, made: Plug) -> None:
         from vdexdp.cable import Cable
@@ -235,6 +270,9 @@ class Joint:
 
         index = next(index for index, end in enumerate(wanted.ends) if isinstance(end, NoKernelEnd))
         tap = self._opened[1 - index] = TapStream(os.dup(made.bridge), "the bridge tap")
+        self._bridge_at = 1 - index
+        if index in self._nodes:
+            self._nodes[index].join_switch(made.clients)
         self._cable = Cable(self._stream(index), tap)
 
     def _stream(self, index: int) -> Stream:
@@ -250,6 +288,8 @@ class Joint:
                     stream = wrapped(stream, self._vlans[index])
             else:
                 stream = self.ends[index].open(self.contexts[index])
+                if isinstance(self.ends[index].kernel_end(), Node):
+                    self._nodes[index] = cast("NetnodeStream", stream)
             self._opened[index] = stream if self._wrap is None or index == 0 else self._wrap(stream)
         return self._opened[index]
 

@@ -24,6 +24,7 @@ import struct
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -129,6 +130,11 @@ def call(op: str, netns: int | None = None, limit: float = REPLY_LIMIT, **parts:
         return check_reply(message.body)
     finally:
         channel.close()
+
+
+def may_run() -> bool:
+    """Whether there may be a daemon in the caller's network namespace, as far as a look at its socket tells."""
+    return socket_path().exists()
 
 
 class Starter:
@@ -256,6 +262,8 @@ class Plug:
     _starter: Starter = field(default_factory=Starter)
     _next: float = 0.0
     _said: str = ""
+    _news: tuple[int, bool] | None = None
+    _telling: bool = False
 
     def fileno(self) -> int:
         """The descriptor to poll for ``serve``; -1 while there is no daemon."""
@@ -279,12 +287,33 @@ class Plug:
             return
         if event is None and self.state == "resuming":
             self._resumed(message)
+            self._tell()
             return
+        if event is None:
+            self._tell()
         message.close()
         if event == "unplugged":
             raise HangUp(f"{message.body.get('subject', 'the plug')}: {message.body.get('cause', 'unplugged')}")
         if event == "bye" and not message.body.get("restart", False):
             raise HangUp("the daemon was stopped")
+
+    def clients(self, count: int, left: bool) -> None:
+        """Tell the daemon how many clients the node behind the bridge has now, and whether one has left.
+
+        Never waits: there is one message on its way at most, and the next one has all that happened meanwhile.
+        """
+        self._news = (count, left or (self._news is not None and self._news[1]))
+        if not self._telling:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._telling = False
+        if self._news is None or self.channel is None or self.state != "plugged":
+            return
+        (count, left), self._news = self._news, None
+        with suppress(DaemonError, OSError):
+            self.channel.send(request("clients", count=count, left=left))
+            self._telling = True
 
     def tick(self) -> None:
         """Look for a daemon, when ``timeout`` has passed.  Frames flow meanwhile."""
@@ -364,14 +393,14 @@ class Plug:
         self._said = text
 
 
-def plug(wanted: PlugRequest, fds: list[int]) -> Plug:
-    """Ask the daemon, started if need be, for a plug.  ``fds`` are taps, which stay the caller's.
+def plug(wanted: PlugRequest, fds: list[int], *, start: bool = True) -> Plug:
+    """Ask the daemon, started if need be and ``start``, for a plug.  ``fds`` are the ends', and stay the caller's.
 
     Raises PrivilegeError and DaemonError where there is no daemon to be had, and what the daemon answers.
     """
     begin = time.monotonic()
     while True:
-        channel = connect()
+        channel = connect() if start else open_channel()
         try:
             auto = bool(check_reply(ask(channel, request("hello")).body).get("auto", False))
             reply = PlugReply.from_message(ask(channel, wanted.to_json(), fds))

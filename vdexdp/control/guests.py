@@ -24,7 +24,7 @@ from vdexdp.control.descriptors import netns_owner, tap_of
 from vdexdp.control.log import Log
 from vdexdp.control.model import Plug
 from vdexdp.control.netlink import Netlink, canonical
-from vdexdp.control.protocol import Bridge, End, PlugRequest, netns_inode
+from vdexdp.control.protocol import Bridge, End, PlugRequest, Visit, netns_inode
 from vdexdp.control.tunnels import find_uplink
 from vdexdp.errors import PrivilegeError, RequestError, VdexdpError
 from vdexdp.plugins.base import Inside, Netdev, Tunnel
@@ -168,13 +168,20 @@ class Guests:
 
 
 def _plain(end: End, vnl: str) -> End:
-    """An end in the one spelling that is judged.  Raises RequestError for what only root may say."""
+    """An end in the one spelling that is judged; nodes stay in userspace.
+
+    Raises RequestError and PrivilegeError for what only root may say.
+    """
     if isinstance(end, Tunnel):
         default = Tunnel(end.kind, end.group, end.family, end.port, end.vni)
         for name, option in _FOR_ALL.items():
             if getattr(end, name) != getattr(default, name):
                 raise RequestError(vnl, f"{option}= is for all of the network, and root's to say", "leave it out")
         return replace(end, group=canonical(end.group))
+    if isinstance(end, Visit):
+        raise PrivilegeError(vnl, "only root joins a node in the kernel")
+    if isinstance(end, Bridge):
+        return Bridge(end.vnl)
     if isinstance(end, Netdev) and end.hook == "xdp":
         raise RequestError(vnl, "hook=xdp is root's to say", "leave it out")
     return end

@@ -19,10 +19,11 @@ from vdexdp.control.abi import K
 from vdexdp.control.channel import Body
 from vdexdp.control.host import Host, close_fd
 from vdexdp.control.netlink import Event
+from vdexdp.control.nodes import Node, Nodes
 from vdexdp.control.observe import Mirror, Observatory
 from vdexdp.control.path import cut_off
 from vdexdp.control.ports import Port, Ports
-from vdexdp.control.protocol import Bridge, EndPath, PlugReply, PlugRequest, end_from_json, end_to_json
+from vdexdp.control.protocol import Bridge, EndPath, PlugReply, PlugRequest, Visit, end_from_json, end_to_json
 from vdexdp.control.tunnels import OVERHEAD, Lac, Tunnels
 from vdexdp.errors import HostError, KernelPathError, ProtocolError, RequestError, VdexdpError
 from vdexdp.plugins.base import Inside, Netdev, Tunnel
@@ -42,6 +43,7 @@ class Plug:
     uid: int = 0
     ports: list[Port] = field(default_factory=list)
     lac: Lac | None = None
+    node: Node | None = None  # as one of its members
     switch: int = 0
     paths: list[EndPath] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -86,6 +88,7 @@ class Model:
         self.observatory = Observatory(host)
         self.plugs: dict[int, Plug] = {}
         self.cables: set[int] = set()
+        self.nodes = Nodes(host.tables)
         self.next_plug = 1
 
     # Plugging
@@ -97,28 +100,35 @@ class Model:
 
         Raises VdexdpError, and then the host is as it was.
         """
-        taps = [_fd(fds, index) for index in asked.fd_index]
+        given = [_fd(fds, index) for index in asked.fd_index]
         with ExitStack() as undo, ExitStack() as spare:
             plug = Plug(self.next_plug, asked, time.time(), uid, rule=rule, undo=undo)
             tunnels = [end for end in asked.ends if isinstance(end, Tunnel)]
             netdevs = [end for end in asked.ends if isinstance(end, Netdev)]
+            bridges = [end for end in asked.ends if isinstance(end, Bridge)]
+            visits = [fd for end, fd in zip(asked.ends, given, strict=True) if isinstance(end, Visit)]
             for end in netdevs:
                 self.ports.check(end)
-            if len(tunnels) == 1:
+            if len(visits) == 1 and not tunnels and not bridges:
+                self._visit(plug, self.nodes.behind(visits[0]))
+            elif len(tunnels) == 1 and not visits:
                 self._join(plug, tunnels[0])
-            elif not tunnels and not any(isinstance(end, Bridge) for end in asked.ends):
+            elif not tunnels and len(bridges) == 1 and bridges[0].node:
+                plug.switch = self.nodes.make_switch(bridges[0].mode, bridges[0].expiry)
+                undo.callback(self.host.tables.clear_switch, plug.switch)
+            elif not tunnels and not bridges and not visits:
                 self._cable(plug)
             else:
                 raise KernelPathError(" ".join(asked.vnls), "these two ends have no kernel path between them")
             self._check_roles(plug, netdevs)
-            steps = sum(len(end.vlan) for end in asked.ends if not isinstance(end, Bridge))
+            steps = sum(len(end.vlan) for end in asked.ends if isinstance(end, Netdev | Tunnel | Inside))
             if steps > K["MAX_VLAN_STEPS"]:
                 raise KernelPathError(" ".join(asked.vnls), f"more than {K['MAX_VLAN_STEPS']} vlan:// on one cable")
             vlan = tunnels[0].vlan if tunnels else ()
             extra: dict[str, int] = {}
-            for one, fd in zip(asked.ends, taps, strict=True):
+            for one, fd in zip(asked.ends, given, strict=True):
                 match one:
-                    case Tunnel():
+                    case Tunnel() | Visit():
                         continue
                     case Netdev():
                         port = self.ports.add(one, plug.switch, plug.id, fd, vlan=vlan)
@@ -129,6 +139,8 @@ class Model:
                         spare.callback(close_fd, extra["bridge"])
                 undo.callback(self.ports.remove, port)
                 plug.ports.append(port)
+            for bridge in bridges:
+                self._serve(plug, bridge)
             self._describe(plug)
             plug.undo = undo.pop_all()
             spare.pop_all()
@@ -137,14 +149,22 @@ class Model:
         state, held = self.lease(plug)
         return PlugReply(plug.id, plug.paths, plug.notes, state, held | extra)
 
-    def unplug(self, plug: Plug) -> None:
-        """Take a cable out.  Never raises for what is gone already."""
+    def unplug(self, plug: Plug) -> list[Notice]:
+        """Take a cable out, and the members of its node; those are named.  Never raises for what is gone already."""
+        notices: list[Notice] = []
+        if (node := self.nodes.served_by(plug.id)) is not None:
+            notices += self._dismiss(node)
         if self.plugs.pop(plug.id, None) is not None:
             plug.undo.close()
             close_fd(plug.alive)
             plug.alive = -1
             with suppress(VdexdpError):  # which left the normal programs behind all links but one, perhaps
                 self.observatory.keep(self.ports.all)
+        return notices
+
+    def _dismiss(self, node: Node) -> list[Notice]:
+        members = [self.plugs[member] for member in sorted(node.members) if member in self.plugs]
+        return self._lose(members, node.name, "has closed the port")
 
     def _join(self, plug: Plug, spec: Tunnel) -> None:
         lac = self.tunnels.join(spec, plug.id)
@@ -179,6 +199,53 @@ class Model:
                     uplink.name, f"{what}, of plug {port.plug}, and can't be an uplink", 'name another: "/if=NAME"'
                 )
 
+    # Nodes
+
+    def _serve(self, plug: Plug, end: Bridge) -> None:
+        """Make the plug's node known, if it has one that the switch can be part of."""
+        if end.node and plug.request.pid and (plug.lac is None or end.mode == "switch"):
+            if plug.lac is None:
+                self.host.tables.set_first(plug.switch, next(port.index for port in plug.ports if not port.bridge))
+            key = (plug.request.pid, end.node)
+            self._become_server(plug, self.nodes.note(key, plug.switch, end.mode, end.expiry, plug.lac))
+
+    def _become_server(self, plug: Plug, node: Node) -> None:
+        self.nodes.serve(node, plug.id)
+        plug.undo.callback(self.nodes.drop, node)
+
+    def _visit(self, plug: Plug, node: Node) -> None:
+        self._become_member(plug, node)
+        if node.lac is not None:
+            plug.lac = node.lac
+            node.lac.plugs.add(plug.id)
+            plug.undo.callback(self.tunnels.leave, node.lac, plug.id)
+
+    def _become_member(self, plug: Plug, node: Node) -> None:
+        plug.node, plug.switch = node, node.switch
+        node.members.add(plug.id)
+        plug.undo.callback(node.members.discard, plug.id)
+
+    def clients(self, plug: Plug, count: int, left: bool) -> None:
+        """The plug's node has so many clients now; if one has left, what was learnt behind the bridge may be wrong."""
+        node = self.nodes.served_by(plug.id)
+        if node is None:
+            return
+        for port in plug.ports:
+            if port.bridge and node.mode == "bonding":
+                self.host.tables.set_turns(plug.switch, port.index, count)
+            elif port.bridge and left:
+                self.host.tables.forget_port(port.index)
+
+    def dismiss_orphans(self) -> list[Notice]:
+        """Members whose node has not come back with them, after a daemon died."""
+        notices: list[Notice] = []
+        for node in [node for node in self.nodes.all.values() if not node.plug]:
+            notices += self._dismiss(node)
+            self.nodes.drop(node)
+            if node.lac is None:
+                self.host.tables.clear_switch(node.switch)
+        return notices
+
     def _cable(self, plug: Plug) -> None:
         plug.switch = self.host.tables.take_switch()
         self.cables.add(plug.switch)
@@ -192,6 +259,10 @@ class Model:
     def _describe(self, plug: Plug) -> None:
         ports = iter(plug.ports)
         for end in plug.request.ends:
+            if isinstance(end, Visit):
+                assert plug.node is not None
+                plug.paths.append(EndPath(end.vnl, "tc", f"{plug.node.name} switches in the kernel"))
+                continue
             if isinstance(end, Tunnel):
                 assert plug.lac is not None
                 uplink = plug.lac.uplink
@@ -224,6 +295,9 @@ class Model:
             | {"rule": plug.rule, "token": plug.token},
             "ports": [port.state() for port in plug.ports],
         }
+        served = self.nodes.served_by(plug.id)
+        state |= {"node": served.state()} if served is not None else {}
+        state |= {"member": plug.node.state()} if plug.node is not None else {}
         held = {f"map:{name}": one.fd for name, one in self.host.dataplane.maps.items()}
         if plug.alive >= 0:
             held["alive"] = plug.alive
@@ -260,9 +334,13 @@ class Model:
                     self.tunnels.adopt_uplink(state["uplink"], fds)
                     plug.lac = self.tunnels.adopt_lac(state["lac"], fds, plug.id)
                     undo.callback(self.tunnels.leave, plug.lac, plug.id)
-                else:
+                elif "node" in state:
+                    self.host.tables.switches_used.add(plug.switch)
+                    undo.callback(self.host.tables.clear_switch, plug.switch)
+                elif "member" not in state:
                     self.cables.add(plug.switch)
                     undo.callback(self._drop_cable, plug.switch)
+                self._resume_node(plug, state)
                 for one in state["ports"]:
                     port = self.ports.adopt(one | {"plug": number}, fds)
                     undo.callback(self.ports.remove, port)
@@ -274,6 +352,17 @@ class Model:
         self.plugs[plug.id] = plug
         self.next_plug = max(self.next_plug, plug.id + 1)
         return plug
+
+    def _resume_node(self, plug: Plug, state: Body) -> None:
+        """Either may come back first, the node or its member."""
+        for role in ("node", "member"):
+            if about := state.get(role):
+                key = (about["pid"], about["path"])
+                node = self.nodes.note(key, plug.switch, about["mode"], about["expiry"], plug.lac)
+                if role == "node":
+                    self._become_server(plug, node)
+                else:
+                    self._become_member(plug, node)
 
     def _check_lease(self, state: Body) -> None:
         """The tables still say what the lease says.  Raises HostError where its ports were given up meanwhile."""
@@ -302,7 +391,8 @@ class Model:
             tables.drop_member(tables.port(index).switch_id, index)
             tables.drop_tx(index)
             tables.clear_port(index)
-        for switch in set(switches) - set(self.tunnels.lacs) - self.cables:
+        nodes = {node.switch for node in self.nodes.all.values()}
+        for switch in set(switches) - set(self.tunnels.lacs) - self.cables - nodes:
             tables.clear_switch(switch)
         return len(gone)
 
@@ -378,9 +468,12 @@ class Model:
         return notices
 
     def _lose(self, plugs: list[Plug], subject: str, cause: str) -> list[Notice]:
+        notices: list[Notice] = []
         for plug in plugs:
-            self.unplug(plug)
-        return [Notice(plug.id, subject, cause) for plug in plugs]
+            if plug.id in self.plugs:
+                notices += self.unplug(plug)
+                notices.append(Notice(plug.id, subject, cause))
+        return notices
 
     def poll_peers(self) -> None:
         """Look for nodes of our networks on this host; to be called every two seconds or so."""

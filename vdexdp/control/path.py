@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vdexdp.errors import RequestError, VdexdpError
-from vdexdp.plugins.base import KernelEnd, Netdev, NoKernelEnd, Tunnel
+from vdexdp.plugins.base import Inside, KernelEnd, Member, Netdev, Node, NoKernelEnd, Tunnel
 from vdexdp.plugins.registry import End
 
 
 @dataclass(frozen=True)
 class Plan:
-    """``way``: "kernel", all of it; "bridge", a tunnel in the kernel and the other end here; "user".
+    """``way``: "kernel", all of it; "bridge", a port in the kernel and the other end here; "node", in the kernel if
+    the daemon knows the node, which nobody else can tell; "user".
 
-    ``why`` says, for the latter two, what is in the way of a faster one.
+    ``why`` says, but for the first, what is in the way of a faster one.
     """
 
-    way: Literal["kernel", "bridge", "user"]
+    way: Literal["kernel", "bridge", "node", "user"]
     ends: tuple[KernelEnd | NoKernelEnd, KernelEnd | NoKernelEnd]
     why: str = ""
 
@@ -38,6 +39,11 @@ def plan(first: End, second: End) -> Plan:
         return Plan("kernel", ends)
     if tunnels == 1:
         return Plan("bridge", ends, reasons[0])
+    if any(isinstance(end, Netdev | Inside) for end in ends):
+        if any(isinstance(end, Member) for end in ends):
+            return Plan("node", ends, reasons[0])
+        if any(isinstance(end, Node) for end in ends):
+            return Plan("bridge", ends, reasons[0])
     return Plan("user", ends, "; ".join(dict.fromkeys(reasons)))
 
 

@@ -136,10 +136,12 @@ class Ports:
         return port
 
     def _flags(self, port: Port, link: LinkInfo, features: int | None) -> int:
-        """How frames may be put out.  Both of these ways would pass by the program of a vlan://."""
+        """What the port can do.  Both faster ways to put frames out would pass by the program of a vlan://."""
+        flags = K["PORT_F_BRIDGE"] if port.bridge else 0
         if port.kind == "stack" or port.vlan:
-            return 0
-        flags = K["PORT_F_PEER"] if link.far_elsewhere else 0
+            return flags
+        if link.far_elsewhere:
+            flags |= K["PORT_F_PEER"]
         if features is not None and features & XDP_NDO_XMIT and self.host.tables.set_tx(port.index, link.index):
             flags |= K["PORT_F_XDP_OUT"]
         return flags

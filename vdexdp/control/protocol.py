@@ -25,7 +25,7 @@ from vdexdp.errors import (
     RequestError,
     VdexdpError,
 )
-from vdexdp.plugins.base import Inside, Netdev, Tunnel
+from vdexdp.plugins.base import Inside, Netdev, NodeMode, Tunnel
 from vdexdp.wire.dot1q import Mapper
 from vdexdp.wire.ethernet import DOT1AD, DOT1Q, VID_MASK
 
@@ -102,14 +102,31 @@ def is_event(body: Body) -> bool:
 class Bridge:
     """An end that stays in userspace.
 
-    The daemon makes a tap on the other end's switch and hands over its descriptor ("bridge").
+    The daemon makes a tap on the other end's switch and hands over its descriptor ("bridge").  A node of legacy clients
+    says by which control socket it is known, ``node``: interfaces may join it then.
     """
+
+    vnl: str
+    node: str = ""
+    mode: NodeMode = "switch"
+    expiry: int = 0
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A port of such a node.  The end's descriptor is a connection to its control socket."""
 
     vnl: str
 
 
-End = Netdev | Tunnel | Bridge | Inside
-_KINDS: Final[dict[str, type]] = {"netdev": Netdev, "tunnel": Tunnel, "bridge": Bridge, "inside": Inside}
+End = Netdev | Tunnel | Bridge | Inside | Visit
+_KINDS: Final[dict[str, type]] = {
+    "netdev": Netdev,
+    "tunnel": Tunnel,
+    "bridge": Bridge,
+    "inside": Inside,
+    "visit": Visit,
+}
 
 
 def end_to_json(end: End, fd: int | None = None) -> Body:
@@ -124,6 +141,8 @@ def end_to_json(end: End, fd: int | None = None) -> Body:
                 body["vlan"] = [_mapper_to_json(mapper) for mapper in end.vlan]  # type: ignore[union-attr]
             if isinstance(end, Tunnel):
                 body["tunnel"] = body.pop("kind")
+            if isinstance(end, Bridge) and not end.node:
+                body = {"vnl": end.vnl}
             return body | {"kind": name} | ({"fd": fd} if fd is not None else {})
     raise TypeError(f"not an end: {end!r}")
 
@@ -151,6 +170,8 @@ def end_from_json(body: object) -> tuple[End, int | None]:
             raise ProtocolError("end", "not an interface name")
         if isinstance(end, Netdev) and not 0 <= end.learn_limit < 1 << 32:
             raise ProtocolError("end", '"learn_limit" is out of range')
+    elif isinstance(end, Bridge) and not (len(end.node.encode()) < 108 and 0 <= end.expiry < 1 << 31):
+        raise ProtocolError("end", "not a node")
     index = take(body, "fd", (int, type(None)), None)
     return end, index
 

@@ -14,6 +14,7 @@ from vdexdp.control.abi import K, enum
 from vdexdp.control.channel import Body, take
 from vdexdp.control.model import Model
 from vdexdp.control.netlink import canonical
+from vdexdp.control.nodes import Node
 from vdexdp.control.ports import Port
 from vdexdp.control.sockets import lost_datagrams
 from vdexdp.control.tables import mac_bytes
@@ -28,6 +29,7 @@ def show(model: Model, *, ask_worker: bool = True) -> Body:
         model.worker_said(model.tunnels.exception.ask_stats())
     switches = [_lac_switch(model, lac, census) for lac in model.tunnels.lacs.values()]
     switches += [_cable_switch(model, switch) for switch in sorted(model.cables)]
+    switches += [_node_switch(model, node, census) for node in model.nodes.all.values() if node.lac is None]
     ports = [_port(model, port) for port in model.ports.all.values()]
     ports += [_tunnel_port(model, lac) for lac in model.tunnels.lacs.values()]
     return {
@@ -60,6 +62,7 @@ def _lac_switch(model: Model, lac: Lac, census: table.Census) -> Body:
         "fdb": census.entries[lac.switch],
         "peers": census.endpoints[lac.switch],
         "tunnel": lac.index,
+        "nodes": [node.key[1] for node in model.nodes.all.values() if node.switch == lac.switch],
         "ports": members,
         "local": lac.local,
         "udp_port": lac.sockets.port,
@@ -76,6 +79,21 @@ def _cable_switch(model: Model, switch: int) -> Body:
         "ports": [port.index for port in members],
         "plugs": sorted({port.plug for port in members}),
     }
+
+
+def _node_switch(model: Model, node: Node, census: table.Census) -> Body:
+    members = [port for port in model.ports.all.values() if port.switch == node.switch]
+    about = {"id": node.switch, "mode": node.mode, "name": node.name, "expiry": node.expiry, "tunnel": None}
+    return about | {
+        "fdb": census.entries[node.switch],
+        "nodes": [node.key[1]],
+        "ports": sorted(port.index for port in members),
+        "plugs": sorted({port.plug for port in members}),
+    }
+
+
+def _learning(model: Model) -> list[int]:
+    return sorted({*model.tunnels.lacs, *model.nodes.learning()})
 
 
 def _port(model: Model, port: Port) -> Body:
@@ -145,14 +163,14 @@ def fdb(model: Model, body: Mapping[str, Any], uid: int = 0) -> Body:
     mine = {plug.switch for plug in model.plugs.values() if not uid or plug.uid == uid}
     action = take(body, "action", str, "list")
     switch = take(body, "switch", (int, type(None)), None)
-    if switch is not None and (switch not in {*model.tunnels.lacs, *model.cables} or (uid and switch not in mine)):
+    if switch is not None and (switch not in {*_learning(model), *model.cables} or (uid and switch not in mine)):
         raise RequestError(f"switch {switch}", "no such switch", 'see "vdexdp show"')
     tables = model.host.tables
     if action == "list":
         rows = (row for row in table.rows(tables, switch) if not uid or row.switch in mine)
         return {"entries": [asdict(row) | {"age": round(row.age, 1)} for row in rows]}
     if action == "flush":
-        for one in [switch] if switch is not None else list(model.tunnels.lacs):
+        for one in [switch] if switch is not None else _learning(model):
             tables.fdb_flush(one)
         return {}
     if action not in ("add", "delete"):
@@ -170,19 +188,22 @@ def fdb(model: Model, body: Mapping[str, Any], uid: int = 0) -> Body:
 
 
 def _only_switch(model: Model) -> int:
-    if len(model.tunnels.lacs) != 1:
-        raise RequestError("fdb", f"there are {len(model.tunnels.lacs)} learning switches", "say which: --switch ID")
-    return next(iter(model.tunnels.lacs))
+    learning = _learning(model)
+    if len(learning) != 1:
+        raise RequestError("fdb", f"there are {len(learning)} learning switches", "say which: --switch ID")
+    return learning[0]
 
 
 def _add(model: Model, switch: int, vlan: int, mac: bytes, body: Mapping[str, Any]) -> None:
     if mac[0] & 1 or not any(mac):
         raise RequestError(take(body, "mac", str), "not the address of a single station", "use a unicast address")
     lac = model.tunnels.lacs.get(switch)
-    if lac is None:
+    if switch in model.cables:
         raise RequestError(f"switch {switch}", "a cable has no table")
     endpoint = take(body, "endpoint", (list, type(None)), None)
     if endpoint is not None:
+        if lac is None:
+            raise RequestError(f"switch {switch}", "it has no network, so no endpoints", "name a port")
         model.host.tables.fdb_add(switch, vlan, mac, lac.index, _endpoint(endpoint, lac))
         return
     index = take(body, "port", int)

@@ -153,6 +153,7 @@ class Server:
         if self.sweep is not None and self.model is not None and (all_back or now >= self.sweep[0]):
             _, ports, switches = self.sweep
             self.sweep = None
+            self._tell(self.model.dismiss_orphans())
             self.model.sweep(ports, switches)
             self._guarded(self.model.remirror)
         if not self.awaited:
@@ -284,15 +285,18 @@ class Server:
             self._guarded(partial(self.model.observatory.unwatch, client.watch))
         if client.plug is not None and self.model is not None:
             self._said("hung up: unplugged", client)
-            self._unplug(client.plug)
+            notices = self._unplug(client.plug)
             client.plug = None
             self._plugs_changed()
+            self._tell(notices)
 
-    def _unplug(self, plug: Plug) -> None:
+    def _unplug(self, plug: Plug) -> list[Notice]:
+        """Returns whom else that concerns."""
         assert self.model is not None
-        self.model.unplug(plug)
+        notices = self.model.unplug(plug)
         if plug.token:
             self.keeper.drop(plug.id)
+        return notices
 
     def _reap(self) -> None:
         """See hang-ups that wait in the queue: a plain restart must not meet its own dead plug."""
@@ -330,6 +334,9 @@ class Server:
                 asked = PlugRequest.from_json(body)
                 asked = replace(asked, pid=client.peer.pid or asked.pid)  # 0: the caller is in another PID namespace
                 return self._plug(client, asked, message) if op == "plug" else Reply(self._may(client, asked))
+            case "clients" if client.plug is not None:
+                self._model().clients(client.plug, max(take(body, "count", int), 0), take(body, "left", bool))
+                return Reply({"ok": True})
             case "policy":
                 return Reply({"ok": True, "used": self._used(client)} | self.guests.grants(client.peer))
             case "resume" if "token" in take(body, "lease", dict):

@@ -120,6 +120,10 @@ class Tables:
         self.maps["tunnels"].update(index, S["tunnel_info"]())
         self.ports_used.discard(index)
 
+    def forget_port(self, index: int) -> None:
+        """Forget all addresses that were learnt at a port; static entries stay."""
+        self.write_port(index, generation=(self.port(index).generation + 1) & 0xFFFFFFFF)
+
     def set_ingress(self, ifindex: int, index: int, *, uplink: bool = False) -> None:
         self.maps["ingress"].update(_ingress_key(ifindex, uplink), index)
 
@@ -196,6 +200,11 @@ class Tables:
         info = S["switch_info"](mode=mode, expiry=expiry * SECOND, generation=self.switch(switch).generation + 1)
         self.maps["switches"].update(switch, info)
 
+    def switch_flag(self, switch: int, flag: int, present: bool) -> None:
+        info = self.switch(switch)
+        info.flags = info.flags | flag if present else info.flags & ~flag
+        self.maps["switches"].update(switch, info)
+
     def clear_switch(self, switch: int) -> None:
         info = S["switch_info"](generation=(self.switch(switch).generation + 1) & 0xFFFFFFFF)
         self.maps["switches"].update(switch, info)
@@ -215,6 +224,17 @@ class Tables:
         if len(members) >= K["MAX_MEMBERS"]:
             raise HostError(f"switch {switch}", f"it has {len(members)} local ports, more are not possible")
         self._write_members(switch, info, [*members, index])
+
+    def set_first(self, switch: int, index: int) -> None:
+        """Make a member the first, for the modes in which that one is not like the others."""
+        info = self.switch(switch)
+        self._write_members(switch, info, [index, *(one for one in info.member[: info.members] if one != index)])
+
+    def set_turns(self, switch: int, index: int, count: int) -> None:
+        """Name a member so many times, that with MODE_BONDING it has as many turns; at 0 it is sent nothing."""
+        info = self.switch(switch)
+        others = [member for member in info.member[: info.members] if member != index]
+        self._write_members(switch, info, others + [index] * min(count, K["MAX_MEMBERS"] - len(others)))
 
     def drop_member(self, switch: int, index: int) -> None:
         info = self.switch(switch)

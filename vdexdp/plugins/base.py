@@ -41,8 +41,11 @@ __all__ = [
     "Hook",
     "Inside",
     "KernelEnd",
+    "Member",
     "Netdev",
     "NoKernelEnd",
+    "Node",
+    "NodeMode",
     "OpenContext",
     "Option",
     "Parsed",
@@ -126,6 +129,31 @@ class NoKernelEnd:
     """This end has no kernel path; ``reason`` completes the sentence "runs in userspace: …"."""
 
     reason: str
+
+
+NodeMode = Literal["switch", "hub", "multi", "bonding"]
+
+
+@dataclass(frozen=True)
+class Node(NoKernelEnd):
+    """A node of legacy clients, which userspace carries.
+
+    A kernel switch can do the same for the interfaces that are plugged into it, with all the clients behind one of its
+    ports; ``expiry`` in seconds.  The stream is a :class:`vdexdp.plugins.netnode.NetnodeStream`.
+    """
+
+    mode: NodeMode
+    expiry: int
+
+
+@dataclass(frozen=True)
+class Member(NoKernelEnd):
+    """A port of a node that another process serves, at ``path`` ("" is the default switch).
+
+    An interface at the other end of the cable joins that node's kernel switch, if it has one.
+    """
+
+    path: str
 
 
 @dataclass(frozen=True)
@@ -269,6 +297,8 @@ class Plugin(ABC):
     """What stands behind ``://`` in one or two words, for help texts."""
     example: ClassVar[str] = ""
     options: ClassVar[tuple[Option, ...]] = ()
+    path: ClassVar[str] = ""
+    """Which way frames travel, for the documentation, where ``kernel_end`` alone does not say it."""
 
     @abstractmethod
     def parse(self, parsed: Parsed) -> Any:

@@ -35,6 +35,7 @@ class _RoundRobin(Policy):
 class BondingPlugin(NetnodePlugin):
     scheme = "bonding"
     summary = "spreads the host's frames over all legacy clients in turn; they reach the host only"
+    kernel_mode = "bonding"
     example = "bonding:///tmp/mybond"
 
     def policy(self, spec: NodeSpec) -> _RoundRobin:

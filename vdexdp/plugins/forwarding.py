@@ -64,6 +64,9 @@ def headers(batch: Batch, first: int, count: int) -> tuple[bytes, ...]:
 class Policy(ABC):
     """A node's rule.  It is told the source of frames and their headers."""
 
+    announcing = False
+    """The host is another switch: a client's frame whose source is new here, or has moved, goes to everybody."""
+
     @abstractmethod
     def route(self, source: Station, header: bytes) -> Station:
         """The destination of one frame."""
@@ -121,8 +124,8 @@ class Learning(Policy):
         vlan = b""
         if header[12:14] in _TAGGED:
             vlan = bytes((header[14] & 0x0F, header[15])).lstrip(b"\0")
-        self._learn(source, header[6:12] + vlan)
-        if header[0] & 1:
+        news = self._learn(source, header[6:12] + vlan)
+        if header[0] & 1 or (news and self.announcing and source is not HOST):
             return EVERYBODY
         key = header[:6] + vlan
         station, seen = self._table.get(key, (EVERYBODY, self._now))
@@ -131,15 +134,18 @@ class Learning(Policy):
             return EVERYBODY
         return NOBODY if station is source else station
 
-    def _learn(self, source: Station, key: bytes) -> None:
+    def _learn(self, source: Station, key: bytes) -> bool:
+        """Note where an address is; tell whether that is news, so that this decision holds for one batch only."""
         if key[0] & 1 or not self._size:
-            return
+            return False
         known = self._table.pop(key, None)
-        if known is None or known[0] is not source:
+        news = known is None or known[0] is not source
+        if news:
             self._flows.clear()
         if len(self._table) >= self._size:
             del self._table[next(iter(self._table))]
         self._table[key] = (source, self._now)
+        return news
 
 
 class _Flows(dict[bytes, Station]):

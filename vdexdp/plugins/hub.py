@@ -18,6 +18,7 @@ class _Repeat(Policy):
 class HubPlugin(NetnodePlugin):
     scheme = "hub"
     summary = "a hub that legacy clients connect to"
+    kernel_mode = "hub"
     example = "hub:///tmp/myhub"
 
     def policy(self, spec: NodeSpec) -> _Repeat:

@@ -21,6 +21,7 @@ class _Copy(Policy):
 class MultiPlugin(NetnodePlugin):
     scheme = "multi"
     summary = "copies the host's frames to all legacy clients, which reach the host only"
+    kernel_mode = "multi"
     example = "multi:///tmp/mymulti"
 
     def policy(self, spec: NodeSpec) -> _Copy:

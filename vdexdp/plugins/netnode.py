@@ -17,17 +17,18 @@ import socket
 import time
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import compress
-from typing import Final
+from typing import ClassVar, Final
 
 from vdexdp.plugins.base import (
     FRAME_MAX,
     FRAME_MIN,
     Batch,
-    NoKernelEnd,
+    Node,
+    NodeMode,
     OpenContext,
     Option,
     Parsed,
@@ -48,7 +49,7 @@ from vdexdp.plugins.forwarding import (
 )
 from vdexdp.plugins.mmsg import Vector, keep, reason, receive, transmit
 from vdexdp.plugins.reception import Client, Reception, Watch
-from vdexdp.plugins.sockdir import SocketDirectory, chosen_group, optional_mode, unlink
+from vdexdp.plugins.sockdir import CONTROL, SocketDirectory, chosen_group, optional_mode, unlink
 from vdexdp.vnl import group, integer
 from vdexdp.wire.control3 import REQUEST_MAX
 
@@ -121,6 +122,7 @@ class NetnodeStream(Stream):
         self._ready: deque[int] = deque()
         self._vectors: dict[int, _Vectors] = {}
         self._watch = Watch()
+        self._tell: Callable[[int, bool], None] | None = None
         self._directory = _directory(spec, context)
         self._reception = Reception(self._directory, self._watch, self._plug, verbose=context.verbose)
 
@@ -133,6 +135,21 @@ class NetnodeStream(Stream):
     def path(self) -> str:
         """The directory, as clients name it."""
         return self._directory.path
+
+    @property
+    def control_path(self) -> str:
+        """The name of the control socket."""
+        return os.path.join(self._directory.path, CONTROL)
+
+    def join_switch(self, tell: Callable[[int, bool], None]) -> None:
+        """The host is a switch with ports of its own from now on.
+
+        It hears of new addresses here by the frames themselves, and by ``tell`` how many clients there are, and whether
+        one has left.
+        """
+        self._tell = tell
+        self._policy.announcing = True
+        tell(len(self._ports), False)
 
     def readers(self) -> Sequence[int]:
         return (self._watch.fileno(),)
@@ -171,8 +188,9 @@ class NetnodeStream(Stream):
 
     def send(self, batch: Batch, start: int = 0) -> int:
         count = batch.count - start
-        if count > 1 or (count and self._deliver(HOST, batch.rows[start], batch.lengths[start]) is None):
-            self._forward(HOST, batch, start, count)
+        to = self._deliver(HOST, batch.rows[start], batch.lengths[start]) if count == 1 else None
+        if count > 1 or (count and (to is None or to is EVERYBODY)):
+            self._forward(HOST, batch, start, count, to)
         return count
 
     def fault(self) -> str:
@@ -195,6 +213,7 @@ class NetnodeStream(Stream):
         and then.
         """
         first = batch.count
+        to = None
         gap = self._now - port.looked
         port.looked = self._now
         if port.busy or not gap or (gap < BURST_GAP and port.singles >= SINGLES):
@@ -208,13 +227,13 @@ class NetnodeStream(Stream):
             except OSError:
                 return False  # nothing, or an error that is over with its report; the stream says when a client leaves
             to = self._deliver(port, row, length)
-            if to is not None:
+            if to is not None and to is not EVERYBODY:
                 batch.count = first + (to is HOST)
                 return True
             batch.count = first + 1
         count = batch.count - first
         if count:
-            kept = self._forward(port, batch, first, count)
+            kept = self._forward(port, batch, first, count, to)
             if kept is False:
                 batch.count = first
             elif kept is not True:
@@ -234,7 +253,10 @@ class NetnodeStream(Stream):
         return count
 
     def _deliver(self, source: Station, row: memoryview, length: int) -> Station | None:
-        """Send a frame on if it is an ordinary one for a single station; that station, else None."""
+        """Send a frame on if it is an ordinary one for a single station.
+
+        The policy's answer; None where it was not asked.
+        """
         if not _TAGGED_MIN <= length <= FRAME_MAX:
             return None
         to = self._policy.route(source, bytes(row[:HEADER]))
@@ -243,12 +265,18 @@ class NetnodeStream(Stream):
                 to.data.send(row[:length], socket.MSG_NOSIGNAL)
             except OSError as error:
                 self.drops[reason(error.errno)] += 1
-        return None if to is EVERYBODY else to
+        return to
 
-    def _forward(self, source: Station, batch: Batch, first: int, count: int) -> bool | list[bool]:
-        """Send frames to the clients they are for; tell which ones are for the host: all, none, or which."""
+    def _forward(
+        self, source: Station, batch: Batch, first: int, count: int, route: Route | None = None
+    ) -> bool | list[bool]:
+        """Send frames to the clients they are for; tell which ones are for the host: all, none, or which.
+
+        ``route`` is the policy's answer, where it was asked already.
+        """
         lengths = batch.lengths[first : first + count]
-        route = self._route(source, batch, first, lengths)
+        if route is None:
+            route = self._route(source, batch, first, lengths)
         if route is HOST:
             return True
         if route is NOBODY:
@@ -318,6 +346,8 @@ class NetnodeStream(Stream):
         self._policy.join(port)
         self._watch.tell(port.control, partial(self._stream_in, port))
         self._watch.add(port.data, partial(self._data_in, port))
+        if self._tell is not None:
+            self._tell(len(self._ports), False)
 
     def _stream_in(self, port: Port, batch: Batch) -> None:
         """A plugged client has nothing to say any more, except the rest of a long description, and its end."""
@@ -346,6 +376,8 @@ class NetnodeStream(Stream):
         unlink(port.name)
         port.data.close()
         port.control.close()
+        if self._tell is not None:
+            self._tell(len(self._ports), True)
 
 
 class NetnodePlugin(Plugin):
@@ -353,6 +385,9 @@ class NetnodePlugin(Plugin):
 
     grammar = "bracket"
     address = "directory"
+    path = "kernel between interfaces, user to clients"
+    kernel_mode: ClassVar[NodeMode]
+    """What a kernel switch has to be to do the same for interfaces."""
     options = (
         Option("mode", "octal permissions of the sockets", "0600"),
         Option("dirmode", "octal permissions of the directory", "mode, with x where it has r or w, and setgid"),
@@ -380,8 +415,8 @@ class NetnodePlugin(Plugin):
     def open(self, spec: NodeSpec, context: OpenContext) -> NetnodeStream:
         return NetnodeStream(spec, context, self.policy(spec))
 
-    def kernel_end(self, spec: NodeSpec) -> NoKernelEnd:
-        return NoKernelEnd("the clients of a legacy node are UNIX sockets")
+    def kernel_end(self, spec: NodeSpec) -> Node:
+        return Node("the clients of a legacy node are UNIX sockets", self.kernel_mode, spec.expiry)
 
 
 def _directory(spec: NodeSpec, context: OpenContext) -> SocketDirectory:

@@ -10,6 +10,7 @@ from vdexdp.plugins.netnode import NetnodePlugin, NodeSpec
 class SwitchPlugin(NetnodePlugin):
     scheme = "switch"
     summary = "a learning switch that legacy clients connect to"
+    kernel_mode = "switch"
     example = "switch:///tmp/myswitch[mode=0660/grp=users]"
 
     def policy(self, spec: NodeSpec) -> Learning:

@@ -85,9 +85,11 @@ def _brief(option: Option) -> str:
 
 def _path(plugin: Plugin) -> str:
     """Whether the plugin's kernel_end may give one, by its declared type: calling it would look for interfaces here."""
+    if plugin.path:
+        return plugin.path
     declared = str(plugin.kernel_end.__annotations__.get("return", ""))
     if declared.rpartition(".")[2] != NoKernelEnd.__name__ and type(plugin).kernel_end is not Plugin.kernel_end:
-        return "that of the VNL in it" if plugin.grammar.startswith("nested") else "kernel"
+        return "kernel"
     return "user"
 
 

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vdexdp.errors import HangUp, HostError, PrivilegeError, ProtocolError, RequestError
-from vdexdp.plugins.base import Batch, NoKernelEnd, OpenContext, Option, Parsed, Plugin, Stream
+from vdexdp.plugins.base import Batch, Member, NoKernelEnd, OpenContext, Option, Parsed, Plugin, Stream
 from vdexdp.plugins.mmsg import Reader, Writer
 from vdexdp.plugins.sockdir import CONTROL, SUN_PATH_MAX, chosen_group, optional_mode, sweep, unlink
 from vdexdp.users import user_name
@@ -125,6 +125,7 @@ class VdePlugin(Plugin):
     scheme = "vde"
     grammar = "bracket"
     summary = "a port of a running VDE switch"
+    path = "user; an interface's, into a node of ours: kernel"
     address = "directory"
     example = "vde:///tmp/myswitch[3]"
     options = (
@@ -145,7 +146,13 @@ class VdePlugin(Plugin):
         return VdeStream(spec, context)
 
     def kernel_end(self, spec: VdeSpec) -> NoKernelEnd:
-        return NoKernelEnd("the frames of a vde switch travel through UNIX sockets")
+        reason = "the frames of a vde switch travel through UNIX sockets"
+        return NoKernelEnd(reason) if spec.portgroup else Member(reason, spec.path)
+
+
+def visit(path: str) -> socket.socket:
+    """A connection to the switch at ``path`` ("" for FALLBACKS) that asks for nothing.  Raises HostError."""
+    return _reach(path, "", time.monotonic() + ANSWER_TIMEOUT)[0]
 
 
 def _description(text: str) -> str:

@@ -56,6 +56,7 @@ class VlanPlugin(Plugin):
     grammar = "nested-slash"
     summary = "802.1Q and 802.1ad tags in front of another end"
     address = "[VLAN]"
+    path = "that of the VNL in it"
     example = "vlan://3/untag=4/trunk/tag=10:11-12:12-11{vde:///tmp/sw}"
     options = (
         Option("u", "as untag", alias="untag"),
@@ -90,7 +91,9 @@ class VlanPlugin(Plugin):
 
     def kernel_end(self, spec: VlanSpec) -> KernelEnd | NoKernelEnd:
         inner = spec.inner.kernel_end()
-        return inner if isinstance(inner, NoKernelEnd) else replace(inner, vlan=(spec.mapper, *inner.vlan))
+        if isinstance(inner, NoKernelEnd):
+            return NoKernelEnd(inner.reason)
+        return replace(inner, vlan=(spec.mapper, *inner.vlan))
 
     @staticmethod
     def _vlan(parsed: Parsed, what: str, text: str) -> int:
