@@ -127,7 +127,7 @@ def a_port(scene: Scene, example: str) -> Process:
 
 @case("hub", "switch", "multi", "bonding")
 def a_node(scene: Scene, example: str) -> Process:
-    plug = scene.plug("tap://t0", example)
+    plug = scene.plug("tap://t0", example, says="bridged into the kernel")
     scene.peer("vde://" + registry.parse(example).spec.path)
     scene.meet()
     return plug
