@@ -173,7 +173,7 @@ def test_vlans_are_apart(rig: Rig) -> None:
 
 
 def test_old_entries_are_not_used(rig: Rig) -> None:
-    rig.set_switch(expiry=10**9)  # short: the clock of a virtual machine that has just started does not go far back
+    rig.set_switch(expiry=10**9)  # short: the clock of a machine that has just started does not go far back
     rig.learn(B, WIRE2, age=2)
     rig.run("port_ingress", WIRE1, ethernet(B, A, 0x0806, bytes(28)))
     assert rig.count(WIRE1, "events", "EV_EXPIRED") == 1

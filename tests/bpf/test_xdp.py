@@ -124,10 +124,11 @@ def test_everything_else_is_left_to_tc(rig: Rig, frame: bytes) -> None:
     "how",
     [
         {"flags": K["FDB_F_LOCAL"]},
-        {"age": 129.0},
+        {"age": 2.0},
     ],
 )
 def test_endpoints_that_are_tcs(rig: Rig, how: dict[str, float]) -> None:
+    rig.set_switch(expiry=10**9)
     rig.learn(A, WIRE1)
     rig.learn(B, TUNNEL, PEER, **how)  # type: ignore[arg-type]
     leaves(rig, FRAMES["ipv4"])
