@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """scripts/vm, on a root file system of busybox alone: a command's output, files and status come back, and a machine
-that is not done in time is ended.
+that is not done in time is ended.  docs/kernels.md shows every kernel, without a failure.
 
 The tests proper run on each kernel of the matrix by ``scripts/vm --matrix``.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.labkit import lacking, require_tool
-from tests.vm import kernels, machine, rootfs
+from tests.vm import kernels, machine, page, rootfs
 
 APPLETS = ("cat", "hostname", "ip", "ls", "ln", "mkdir", "modprobe", "mount", "sh", "sleep", "stty", "sync", "tar")
 
@@ -62,3 +62,9 @@ def test_a_machine_that_is_not_done_in_time(root: None, kernel: kernels.Unpacked
     assert time.monotonic() - began < 30
     processes = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert str(root_disk) not in processes
+
+
+def test_the_page_shows_every_kernel() -> None:
+    rows = page.rows_of((rootfs.CHECKOUT / "docs/kernels.md").read_text())
+    assert len(rows) == len(kernels.KERNELS) + 1, "run: sudo scripts/vm --matrix"
+    assert not [row for row in rows if "failed" in row or "passed" not in row]
