@@ -26,7 +26,8 @@ _XDP_IF_NONE: Final = 1 << 0
 CLSACT_PARENT: Final[dict[str, int]] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 CLSACT_PRIORITY: Final = 0x5644
 CLSACT_HANDLE: Final = 1
-CLSACT_NAME: Final = "vdexdp"
+CLSACT_NAMES: Final = {"vdexdp": True, "vdexdp-shared": False}
+"""Names of our filters, and whether the qdisc is ours as well: the next daemon has to know."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ class Unlinked(ABC):
         ``slot`` tells several filters of ours on one side apart; the highest runs first.  Raises HostError.
         """
         created = not any(q.get_attr("TCA_KIND") == "clsact" for q in self._route.get_qdiscs(index=ifindex))
+        there = [] if created else self._ours(ifindex, "ingress") + self._ours(ifindex, "egress")
+        alone = created or any(clsact.alone for clsact in there)
         try:
             if created:
                 self._route.tc("add", "clsact", index=ifindex)
@@ -117,14 +120,14 @@ class Unlinked(ABC):
                 prio=CLSACT_PRIORITY - slot,
                 protocol=ETH_P_ALL,
                 fd=program,
-                name=CLSACT_NAME,
+                name=next(name for name, ours in CLSACT_NAMES.items() if ours == alone),
                 direct_action=True,
             )
         except NetlinkError as error:
             if created:
                 self._clsact_remove_if_empty(ifindex)
             raise HostError(f"interface {ifindex}", f"clsact refused: {error}") from error
-        return Clsact(ifindex, direction, slot, created)
+        return Clsact(ifindex, direction, slot, alone)
 
     def clsact_detach(self, clsact: Clsact) -> None:
         """Remove our filter, and the qdisc if nobody else uses it.  Missing is fine."""
@@ -152,12 +155,14 @@ class Unlinked(ABC):
         return found
 
     def _ours(self, ifindex: int, direction: Literal["ingress", "egress"]) -> list[Clsact]:
-        slots = [
-            CLSACT_PRIORITY - (item["info"] >> 16)
-            for item in self._filters(ifindex, CLSACT_PARENT[direction])
-            if (options := item.get_attr("TCA_OPTIONS")) is not None and options.get_attr("TCA_BPF_NAME") == CLSACT_NAME
-        ]
-        return [Clsact(ifindex, direction, slot) for slot in slots]
+        found = []
+        for item in self._filters(ifindex, CLSACT_PARENT[direction]):
+            options = item.get_attr("TCA_OPTIONS")
+            name = options.get_attr("TCA_BPF_NAME") if options is not None else None
+            if name in CLSACT_NAMES:
+                slot = CLSACT_PRIORITY - (item["info"] >> 16)
+                found.append(Clsact(ifindex, direction, slot, CLSACT_NAMES[name]))
+        return found
 
     def _filters(self, ifindex: int, parent: int) -> list[Any]:
         return list(self._route.get_filters(index=ifindex, parent=parent))
