@@ -31,6 +31,7 @@ from tests.control.rig import (
 )
 from vdexdp.control import exception, ports, tunnels
 from vdexdp.control.dataplane import Dataplane
+from vdexdp.control.features import Features
 from vdexdp.control.host import Host
 from vdexdp.control.model import Model, release
 from vdexdp.control.netlink import Netlink
@@ -137,7 +138,8 @@ def test_every_step_that_fails_is_undone(lab: Lab, saboteur: Saboteur, case: str
             if len(steps) % 8 == 0:
                 same(host, before)
         assert len(steps) >= 8, steps
-        assert links_held() >= (2 if case == "cable" else 3), "it plugs when nothing fails"
+        least = 2 if case == "cable" else 3
+        assert links_held() >= least or not Features().tcx, "it plugs when nothing fails"
         saboteur.target = 0
         release({name: fd for name, fd in reply.fds.items() if name == "bridge"})
         model.unplug_all()
