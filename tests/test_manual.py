@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import subprocess
 import sys
@@ -24,7 +25,12 @@ def test_packaged_files_are_up_to_date() -> None:
         if path.is_file()
     }
     stale = [name for name in made.keys() | there.keys() if made.get(name) != there.get(name)]
-    assert not stale, f"run scripts/gen-man; not up to date: {sorted(stale)}"
+    differing = [
+        line
+        for name in sorted(stale)
+        for line in difflib.unified_diff(there.get(name, "").splitlines(), made.get(name, "").splitlines(), name, n=0)
+    ]
+    assert not stale, "run scripts/gen-man; not up to date:\n" + "\n".join(differing[:20])
 
 
 def test_each_command_has_a_page_that_man_reads() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.control.rig import START, call, daemon, kill, links_held, looks, ping, same, until
-from tests.labkit import VDEXDP, TwoHosts
+from tests.labkit import VDEXDP, TwoHosts, lacking
 from tests.unprivileged import as_user, with_tun
 from vdexdp.control.protocol import RUN_DIR
 from vdexdp.lab import Lab, Namespace, Process
@@ -432,7 +432,7 @@ os.setgroups([70000]); os.setresgid(70200, 70200, 70200); os.setresuid(70002, 70
 def test_descriptors_of_a_file_system_that_does_not_answer(host: Namespace, policy: Path, tmp_path: Path) -> None:
     """The daemon waits for none of them, not even at its end, and after too many it takes no more."""
     if "\tfuse\n" not in Path("/proc/filesystems").read_text():
-        pytest.skip("the kernel lacks fuse")
+        lacking("fuse", "Debian's kernels have it as a module", known=False)
     first = daemon(host, "--policy", str(policy))
     process = host.spawn(
         sys.executable,
