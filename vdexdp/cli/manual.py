@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 from click.shell_completion import get_completion_class
@@ -90,7 +91,8 @@ def _page(path: tuple[str, ...], command: click.Command, context: click.Context)
 
 
 def _walk(path: tuple[str, ...], command: click.Command, parent: click.Context | None) -> dict[str, str]:
-    context = click.Context(command, info_name=path[-1], parent=parent, terminal_width=100)
+    settings: dict[str, Any] = {**command.context_settings, "terminal_width": 100}
+    context = click.Context(command, info_name=path[-1], parent=parent, **settings)
     pages = {f"man/{'-'.join(path)}.1": _page(path, command, context)}
     if isinstance(command, click.Group):
         for word in command.list_commands(context):
