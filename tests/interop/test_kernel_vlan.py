@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from tests.frameshapes import BROADCAST, JUMBO, LOCAL, differences, filler, shapes, tag
 from tests.interop.test_kernel_frozen import frozen
 from tests.kernelkit import NETWORK, End, PacketEnd, bad_checksums, counters, plug, reaches, tagged, tap, transfer, veth
-from tests.labkit import VDEXDP
+from tests.labkit import VDEXDP, require
 from vdexdp.control import libbpf
 from vdexdp.lab import Lab, Namespace
 from vdexdp.lab.measure import iperf_server
@@ -137,6 +137,7 @@ def test_as_in_userspace(lab: Lab) -> None:
 
 
 def test_the_hosts_own_stack_and_around_a_network(lab: Lab) -> None:
+    require("tcx")  # what the test itself looks with, behind the program of the port
     left, right = lab.host("left"), lab.host("right")
     lab.underlay(left, right, mtu=JUMBO + 200)
     policy = POLICIES[1]
