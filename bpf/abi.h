@@ -378,7 +378,8 @@ struct vlan_table {
 /*
  * Maps: M(name, type, key type, value type, entries, flags).  This table is the only place that knows them.
  * counters and ports are indexed by port index; tunnels and rtts by the tunnel's port index; jumps by enum jump.
- * vlans are made as they are needed (flag 1, BPF_F_NO_PREALLOC).  tx_ports has the device that XDP_REDIRECT sends to: a local port's own, a tunnel's uplink; absent where it takes none.
+ * vlans are made as they are needed (flag 1, BPF_F_NO_PREALLOC).  tx_ports has the device that XDP_REDIRECT sends to: a local
+ * port's own, a tunnel's uplink; absent where it takes none.
  */
 #define VDEXDP_MAPS(M) \
 	M(fdb, LRU_HASH, struct fdb_key, struct fdb_entry, MAX_FDB, 0) \

@@ -89,11 +89,6 @@ static __always_inline int same_place(const struct fdb_entry *a, const struct fd
 	       a->addr[1] == b->addr[1] && a->addr[0] == b->addr[0];
 }
 
-static __always_inline int same_mac(const __u8 *a, const __u8 *b)
-{
-	return *(__u32 *)a == *(__u32 *)b && *(__u16 *)(a + 4) == *(__u16 *)(b + 4);
-}
-
 /* CPUs read the clock a little apart: an entry may be younger than now. */
 static __always_inline int is_old(const struct fdb_entry *e, const struct switch_info *sw, __u64 now)
 {
@@ -149,11 +144,6 @@ static __always_inline int fdb_is_live(const struct fdb_entry *e, const struct s
 	struct port_info *port = port_at(e->port);
 
 	return port && e->generation == generation_now(sw, port, e) && !is_old(e, sw, now);
-}
-
-static __always_inline int has_mac(const __u8 *mac)
-{
-	return *(__u16 *)mac || *(__u16 *)(mac + 2) || *(__u16 *)(mac + 4);
 }
 
 /* Is the endpoint in the same network as our own address? */

@@ -136,11 +136,6 @@ static __always_inline void read_traits(struct __sk_buff *skb, __u32 at, struct 
 	read_ports(skb, t);
 }
 
-static __always_inline int equal_mac(const __u8 *a, const __u8 *b)
-{
-	return *(__u16 *)a == *(__u16 *)b && *(__u16 *)(a + 2) == *(__u16 *)(b + 2) && *(__u16 *)(a + 4) == *(__u16 *)(b + 4);
-}
-
 static __always_inline int concerns(const struct observer *o, const struct sighting *s, const struct traits *t)
 {
 	if (!(o->flags & OBSERVER_F_ACTIVE) || (o->switch_id && o->switch_id != s->switch_id))
@@ -151,8 +146,7 @@ static __always_inline int concerns(const struct observer *o, const struct sight
 		return 0;
 	if (o->l4_port && o->l4_port != t->src && o->l4_port != t->dst)
 		return 0;
-	return !(*(__u16 *)o->mac || *(__u16 *)(o->mac + 2) || *(__u16 *)(o->mac + 4)) || equal_mac(o->mac, t->mac) ||
-	       equal_mac(o->mac, t->mac + 6);
+	return !has_mac(o->mac) || same_mac(o->mac, t->mac) || same_mac(o->mac, t->mac + 6);
 }
 
 /*

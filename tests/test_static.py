@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ["vdexdp", "tests"]
+SOURCES = ["vdexdp", "tests", "packaging", "docs"]
 
 
 @pytest.mark.parametrize(

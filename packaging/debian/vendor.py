@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Copies the pure Python packages that the Debian package brings along, as they are in .venv: those that were tested.
 
-``vendor.py DIRECTORY``.  cryptography, which is compiled and only agno:// needs, comes from Debian; what rich needs only to colour source code
-and to read Markdown is left out.
+``vendor.py DIRECTORY``.  cryptography, which is compiled and only agno:// needs, comes from Debian; what rich needs
+only to colour source code and to read Markdown is left out.
 """
 
 from __future__ import annotations

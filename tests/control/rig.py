@@ -178,3 +178,17 @@ def attached(host: Namespace, *devices: str) -> list[str]:
     ]
     texts += [host.ip(f"-d link show dev {device}") for device in devices]
     return [match[0] for text in texts for match in re.finditer(r" id \d+ name \w+", text)]
+
+
+def behind_links(plugs: list[dict[str, Any]], field: str) -> dict[str, str]:
+    """A field of /proc/PID/fdinfo, "prog_id" or "prog_tag", of all links that plugs of ``show`` hold, by link."""
+    found = {}
+    for plug in plugs:
+        for info in Path(f"/proc/{plug['pid']}/fdinfo").iterdir():
+            try:
+                fields = dict(line.split(":\t", 1) for line in info.read_text().splitlines() if ":\t" in line)
+            except FileNotFoundError:
+                continue
+            if "link_type" in fields:
+                found[fields["link_id"]] = fields[field]
+    return found

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.control.rig import REFUSED, START, call, daemon, listening, until, version
+from tests.control.rig import REFUSED, START, behind_links, call, daemon, listening, until, version
 from tests.labkit import VDEXDP, TwoHosts, require
 from tests.rawframes import RawPort, StreamPort, stream_plug
 from vdexdp.lab import Namespace
@@ -136,16 +136,7 @@ def learnt(host: Namespace) -> set[str]:
 
 def programs(host: Namespace) -> dict[str, str]:
     """The tags of the programs behind all links that plugs of a host hold, by link."""
-    found = {}
-    for plug in call(host, "show")["plugs"]:
-        for info in Path(f"/proc/{plug['pid']}/fdinfo").iterdir():
-            try:
-                fields = dict(line.split(":\t", 1) for line in info.read_text().splitlines() if ":\t" in line)
-            except FileNotFoundError:
-                continue
-            if "link_type" in fields:
-                found[fields["link_id"]] = fields["prog_tag"]
-    return found
+    return behind_links(call(host, "show")["plugs"], "prog_tag")
 
 
 def change(net: Net, number: int, *, package: Path | None = None) -> Process:

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from tests.control.rig import START, attached, call, daemon, kill, listening, ping, until
+from tests.control.rig import START, attached, behind_links, call, daemon, kill, listening, ping, until
 from tests.frameshapes import BROADCAST, LOCAL, MARK, filler, mac_of, shapes
 from tests.kernelkit import PacketEnd
 from tests.labkit import VDEXDP, require_tool
@@ -109,15 +109,7 @@ def teach(net: Net) -> None:
 def programs(net: Net) -> dict[str, str]:
     """The ids of the programs behind all links that the left host's plugs hold, by link; and of those without links."""
     found = {name: name for name in attached(net.left, "g1", "g3", UNDERLAY)}
-    for plug in call(net.left, "show")["plugs"]:
-        for info in Path(f"/proc/{plug['pid']}/fdinfo").iterdir():
-            try:
-                fields = dict(line.split(":\t", 1) for line in info.read_text().splitlines() if ":\t" in line)
-            except FileNotFoundError:
-                continue
-            if "link_type" in fields:
-                found[fields["link_id"]] = fields["prog_id"]
-    return found
+    return found | behind_links(call(net.left, "show")["plugs"], "prog_id")
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import stat
 import sys
 import time
-from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -15,7 +14,7 @@ import click
 
 from vdexdp import __version__
 from vdexdp.cli.trace import Printer
-from vdexdp.cli.watching import Names, filters, run, size, summary, verdict
+from vdexdp.cli.watching import Choice, Names, filters, run, size, summary, verdict
 from vdexdp.cli.watching import sender as sender_of
 from vdexdp.control.abi import K
 from vdexdp.control.pcapfilter import Filter
@@ -41,21 +40,7 @@ _TC_VERDICTS = {"sent": 7, "exception": 7, "dropped": 2, "flooded": 2, "consumed
     help="Take no more of each frame than this; without it, all.",
 )
 @click.option("-f", "--filter", "expression", metavar="EXPRESSION", default="", help="Only what pcap-filter(7) takes.")
-def capture(
-    where: str,
-    mac: str,
-    ethertype: int,
-    vlan: int | None,
-    l4_port: int | None,
-    dropped: bool,
-    count: int | None,
-    seconds: float | None,
-    buffer: int,
-    netns: str,
-    path: str | None,
-    snap: int,
-    expression: str,
-) -> None:
+def capture(chosen: Choice, path: str | None, snap: int, expression: str) -> None:
     """Capture frames as they pass the switch: a port's, a network's, or all.
 
     PORT is an interface or a number of "vdexdp show", NETWORK a part of a network's name. What went through a tunnel is
@@ -73,26 +58,17 @@ def capture(
     if path == "-" and sys.stdout.isatty():
         raise RequestError("-w -", "standard output is a terminal", "name a file, or a reader: | tshark -r -")
     wanted = Filter(expression) if expression else None
-    inode = find_netns(netns) if netns else None
+    inode = find_netns(chosen.netns) if chosen.netns else None
     names = Names(inode)
-    wish = Wish(
-        mac=mac,
-        ethertype=ethertype,
-        vlan=-1 if vlan is None else vlan,
-        l4_port=l4_port or 0,
-        drops=dropped,
-        snap=snap,
-        buffer=buffer << 20,
-    )
-    wish = names.find(where, wish)
+    wish = chosen.wish(names, snap)
     if path is None:
         printer = Printer(names, wanted)
-        with Watch(replace(wish, snap=snap), inode) as watch:
-            say = summary(*run(watch, printer, count, seconds))
+        with Watch(wish, inode) as watch:
+            say = summary(*run(watch, printer, chosen.count, chosen.seconds))
     else:
         with Writer(path, names, wish, wanted, expression) as writer, Watch(wish, inode) as watch:
             try:
-                taken, counts = run(watch, writer, count, seconds)
+                taken, counts = run(watch, writer, chosen.count, chosen.seconds)
                 writer.finish(taken, counts)
             except BrokenPipeError:
                 say = f"the reader has ended after {writer.written} frames"

@@ -14,6 +14,7 @@ import click
 
 from vdexdp.cli.printing import json_option, print_json, print_table
 from vdexdp.control.features import Features
+from vdexdp.control.host import is_ours
 from vdexdp.control.netlink import Netlink
 from vdexdp.control.probe import Check, capabilities, probe_drivers, probe_kernel
 from vdexdp.control.unlinked import Xdp
@@ -136,8 +137,7 @@ def _state(clean: bool) -> list[Check]:
     if running:
         return checks + _policy()
     with Netlink() as netlink:
-        ours = {"vdxp": "tun", "vdxb": "tun", "vdxv": "veth"}
-        taps = [link.name for link in netlink.links() if ours.get(link.name[:4]) == link.kind]
+        taps = [link.name for link in netlink.links() if is_ours(link)]
         filters, programs = netlink.clsact_leftovers(), _xdp_leftovers(netlink)
         if clean and (filters or programs) and rundir.abandoned(netns_inode()):
             for filter_ in filters:

@@ -9,6 +9,7 @@ import click
 
 from vdexdp.cli.printing import brief, json_option, print_json, print_table
 from vdexdp.control import client
+from vdexdp.control.sighting import local_port
 from vdexdp.errors import RequestError
 
 
@@ -43,11 +44,10 @@ def mirror(source: str, target: str, off: bool, as_json: bool) -> None:
 
 
 def _port(name: str) -> int:
-    for port in client.call("show")["ports"]:
-        if port["kind"] != "tunnel" and name in (port["name"], str(port["index"])):
-            index: int = port["index"]
-            return index
-    raise RequestError(name, "no local port of this namespace", 'see "vdexdp show"')
+    port = local_port(client.call("show")["ports"], name)
+    if port is None:
+        raise RequestError(name, "no local port of this namespace", 'see "vdexdp show"')
+    return int(port["index"])
 
 
 def _list(as_json: bool) -> None:

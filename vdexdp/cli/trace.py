@@ -11,11 +11,10 @@ from typing import Any
 
 import click
 
-from vdexdp.cli.watching import Names, filters, hook, run, sender, size, summary, target, verdict
+from vdexdp.cli.watching import Choice, Names, filters, hook, run, sender, size, summary, target, verdict
 from vdexdp.control.pcapfilter import Filter
 from vdexdp.control.scrape import find_netns
 from vdexdp.control.sighting import HELP, Sighting, Watch, clock_offset
-from vdexdp.control.wish import Wish
 from vdexdp.wire.ethernet import Header, format_mac, parse_header
 
 HEADERS = 128
@@ -27,19 +26,7 @@ _TYPES = {0x0800: "IPv4", 0x0806: "ARP", 0x86DD: "IPv6", 0x88CC: "LLDP"}
 @click.command()
 @filters
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each frame.")
-def trace(
-    where: str,
-    mac: str,
-    ethertype: int,
-    vlan: int | None,
-    l4_port: int | None,
-    dropped: bool,
-    count: int | None,
-    seconds: float | None,
-    buffer: int,
-    netns: str,
-    as_json: bool,
-) -> None:
+def trace(chosen: Choice, as_json: bool) -> None:
     """Say what frames meet: the hook, the look-ups of both addresses, the decision, and why it was dropped if it was.
 
     PORT is an interface or a number of "vdexdp show", NETWORK a part of a network's name; without, it is all. Filters
@@ -50,20 +37,11 @@ def trace(
     vdexdp trace --mac 02:00:00:00:00:01 -c 10
     vdexdp trace vm0 --dropped
     """
-    inode = find_netns(netns) if netns else None
+    inode = find_netns(chosen.netns) if chosen.netns else None
     names = Names(inode)
-    wish = Wish(
-        mac=mac,
-        ethertype=ethertype,
-        vlan=-1 if vlan is None else vlan,
-        l4_port=l4_port or 0,
-        drops=dropped,
-        snap=HEADERS,
-        buffer=buffer << 20,
-    )
     sink = JsonPrinter(names) if as_json else Tracer(names)
-    with Watch(names.find(where, wish), inode) as watch:
-        say = summary(*run(watch, sink, count, seconds))
+    with Watch(chosen.wish(names, HEADERS), inode) as watch:
+        say = summary(*run(watch, sink, chosen.count, chosen.seconds))
     click.echo(f"vdexdp: {say}", err=True)
 
 

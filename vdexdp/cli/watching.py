@@ -6,13 +6,14 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Final, Protocol, TypeVar
+from dataclasses import dataclass, fields, replace
+from functools import wraps
+from typing import Any, Final, Protocol
 
 import click
 
 from vdexdp.control import client
-from vdexdp.control.sighting import HELP, Sighting, Watch, decode, ports_of
+from vdexdp.control.sighting import HELP, Sighting, Watch, decode, local_port, ports_of
 from vdexdp.control.wish import BUFFER_MAX, Wish
 from vdexdp.errors import DaemonError, RequestError
 from vdexdp.signals import ENDING, as_descriptor, received
@@ -23,8 +24,6 @@ COUNTS_EVERY: Final = 1.0
 """Seconds between two questions after the frames that were lost."""
 PORTS_EVERY: Final = 1.0
 """Seconds between two looks for a port that is not known."""
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def _ethertype(context: click.Context, parameter: click.Parameter, value: str | None) -> int:
@@ -62,11 +61,46 @@ FILTERS: Final = (
 )
 
 
-def filters(command: _Command) -> _Command:
-    """The argument and the options that say which frames."""
+@dataclass(frozen=True)
+class Choice:
+    """What the user chose: which frames, how many or how long, and whose daemon."""
+
+    where: str
+    mac: str
+    ethertype: int
+    vlan: int | None
+    l4_port: int | None
+    dropped: bool
+    count: int | None
+    seconds: float | None
+    buffer: int
+    netns: str
+
+    def wish(self, names: Names, snap: int) -> Wish:
+        """The wish for that, with so many bytes of each frame.  Raises RequestError."""
+        wish = Wish(
+            mac=self.mac,
+            ethertype=self.ethertype,
+            vlan=-1 if self.vlan is None else self.vlan,
+            l4_port=self.l4_port or 0,
+            drops=self.dropped,
+            snap=snap,
+            buffer=self.buffer << 20,
+        )
+        return names.find(self.where, wish)
+
+
+def filters(command: Callable[..., None]) -> Callable[..., None]:
+    """The argument and the options that say which frames; the command gets them as one Choice."""
+
+    @wraps(command)
+    def choosing(**given: Any) -> None:
+        chosen = Choice(**{one.name: given.pop(one.name) for one in fields(Choice)})
+        command(chosen, **given)
+
     for one in reversed(FILTERS):
-        command = one(command)
-    return command
+        choosing = one(choosing)
+    return choosing
 
 
 class Names:
@@ -97,11 +131,10 @@ class Names:
         """The wish for a port (name or number), a network (a part of its name), or all of it.  Raises RequestError."""
         if not where:
             return wish
-        local = [one for one in self.ports.values() if one["kind"] != "tunnel"]
-        found = [one for one in local if one["name"] == where or str(one["index"]) == where]
-        found = found or [one for one in self.ports.values() if str(one["index"]) == where]
-        if found:
-            return replace(wish, port=found[0]["index"], switch=found[0]["switch"])
+        found = local_port(self.ports.values(), where)
+        found = found or next((one for one in self.ports.values() if str(one["index"]) == where), None)
+        if found is not None:
+            return replace(wish, port=found["index"], switch=found["switch"])
         plugs = {plug["switch"] for plug in self.shown["plugs"] if where in plug["vnls"]}
         networks = [one for one in self.shown["switches"] if where in one["name"] or one["id"] in plugs]
         if len(networks) == 1:

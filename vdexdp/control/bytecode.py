@@ -76,6 +76,9 @@ _WATCHED: Final = tuple(
 
 PROGRAMS: dict[str, Program] = {program.name: program for program in (*_NORMAL, *_WATCHED)}
 
+COMMON: Final = tuple(program.name for program in _NORMAL if program.unit in ("port", "uplink"))
+"""What every daemon comes to need."""
+
 
 BCC_HINT = 'install it with "apt-get install python3-bpfcc", in a virtual environment with --system-site-packages'
 VERSIONS = 16
@@ -212,8 +215,8 @@ def _units(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def compile_early() -> None:
-    """Starts to compile what every cable needs and the cache lacks, for :func:`images` to fetch."""
-    for unit, names in _units(program.name for program in _NORMAL if program.kind == "tc").items():
+    """Starts to compile what of ``COMMON`` the cache lacks, for :func:`images` to fetch."""
+    for unit, names in _units(COMMON).items():
         if any(_cached(PROGRAMS[name]) is None for name in names):
             _early[unit] = _Compiler(names)
             atexit.register(_early[unit].close)

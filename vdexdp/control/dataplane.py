@@ -184,8 +184,8 @@ class Dataplane:
         """The build that is put behind links now."""
         return self.observed or self.programs
 
-    def prepare(self, points: Iterable[str]) -> None:
-        """Loads the programs for these attach points at once (compiling in parallel what is not cached)."""
+    def prepare(self, points: Iterable[str] = ()) -> None:
+        """Loads the programs that every daemon needs, and those for these attach points; see :class:`Programs`."""
         self.active.prepare(points)
         if not self.activated:
             self.programs.activate()

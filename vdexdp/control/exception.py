@@ -18,7 +18,7 @@ from typing import Any, Final
 from vdexdp.control.abi import K
 from vdexdp.control.channel import Body, Channel
 from vdexdp.control.dataplane import Link
-from vdexdp.control.host import Host, close_fd
+from vdexdp.control.host import EXCEPTION_TAP, Host, close_fd
 from vdexdp.control.worker import spawn
 from vdexdp.errors import DaemonError, ProtocolError
 from vdexdp.plugins.base import Tunnel
@@ -50,7 +50,7 @@ class ExceptionPath:
     def open(cls, host: Host) -> ExceptionPath:
         """Make the tap, attach, start the worker.  Raises HostError, with nothing left behind."""
         with ExitStack() as undo:
-            tap, name = open_tap("vdxp%d")
+            tap, name = open_tap(f"{EXCEPTION_TAP}%d")
             undo.callback(close_fd, tap)
             path = cls(host, tap, name, host.netlink.need(name).index, host.tables.take_port())
             undo.pop_all()

@@ -21,6 +21,7 @@ from typing import Any, Final
 from vdexdp.control import policy
 from vdexdp.control.channel import Peer
 from vdexdp.control.descriptors import netns_owner, tap_of
+from vdexdp.control.host import OURS
 from vdexdp.control.log import Log
 from vdexdp.control.model import Plug
 from vdexdp.control.netlink import Netlink, canonical
@@ -37,7 +38,6 @@ COSTS: Final = {"plug": 3.0, "may": 1.0, "show": 3.0, "fdb": 3.0, "resume": 1.0}
 CONNECTIONS: Final = 8
 """That a user may have beside one for each plug that a rule allows."""
 _PAUSE_MAX: Final = 1.0
-_OURS: Final = ("vdxp", "vdxb", "vdxv")
 _JUDGED: Final = ("kind", "group", "family", "port", "vni", "ttl", "device", "vlan")
 _FOR_ALL: Final = {
     one.name: {"expiry": "expiretime"}.get(one.name, one.name) for one in fields(Tunnel) if one.name not in _JUDGED
@@ -144,7 +144,7 @@ class Guests:
                 return PrivilegeError(vnl, "the policy does not grant you this network", hint)
         elif isinstance(end, Netdev):
             link = netlink.need(end.name)
-            if link.name.startswith(_OURS) or not rule.allows_interface(link, peer):
+            if link.name.startswith(tuple(OURS)) or not rule.allows_interface(link, peer):
                 return PrivilegeError(vnl, f"the policy does not grant you {link.name}", hint)
             if end.side == "wire" and (link.master or _addresses(netlink, link.index)):
                 return PrivilegeError(vnl, f"the host uses {link.name} itself", "only root may plug it")

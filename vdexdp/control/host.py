@@ -17,13 +17,19 @@ from weakref import WeakSet
 
 from vdexdp.control.dataplane import Dataplane, Link, is_xdp, xdp_flags
 from vdexdp.control.hooks import Choice
-from vdexdp.control.netlink import Netlink
+from vdexdp.control.netlink import LinkInfo, Netlink
 from vdexdp.control.tables import Tables
 from vdexdp.errors import HostError, KernelFeatureError, VdexdpError
 
 _TUNSETOFFLOAD: Final = 0x400454D0
 _TUN_OFFLOADS: Final = (0x6F, 0x0F)
 """Checksums, TCP and (kernels >= 6.2) UDP segmentation, as TUN_F_* flags; the first set that the kernel takes."""
+
+EXCEPTION_TAP: Final = "vdxp"
+BRIDGE_TAP: Final = "vdxb"
+INSIDE_VETH: Final = "vdxv"
+OURS: Final = {EXCEPTION_TAP: "tun", BRIDGE_TAP: "tun", INSIDE_VETH: "veth"}
+"""The interfaces that the daemon makes: how their names begin, in front of a number, and of which kind they are."""
 
 _PACKET_ADD_MEMBERSHIP: Final = 1
 _PACKET_MR_PROMISC: Final = 1
@@ -123,6 +129,12 @@ class Host:
         for key, value in (("rp_filter", "1"), ("arp_ignore", "8"), ("forwarding", "0")):
             with contextlib.suppress(OSError):
                 Path(f"/proc/sys/net/ipv4/conf/{name}/{key}").write_text(value)
+
+
+def is_ours(link: LinkInfo, *prefixes: str) -> bool:
+    """Whether the daemon has made an interface, one with one of these ``prefixes`` of OURS, or any."""
+    prefix = next((one for one in prefixes or OURS if link.name.startswith(one)), "")
+    return OURS.get(prefix) == link.kind
 
 
 def tun_offloads(fd: int, wanted: bool) -> bool:

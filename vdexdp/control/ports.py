@@ -17,7 +17,7 @@ from vdexdp.control import hooks, vlans
 from vdexdp.control.abi import K
 from vdexdp.control.channel import Body
 from vdexdp.control.dataplane import Link
-from vdexdp.control.host import Host, close_fd, promiscuous, tun_offloads
+from vdexdp.control.host import BRIDGE_TAP, INSIDE_VETH, Host, close_fd, promiscuous, tun_offloads
 from vdexdp.control.netlink import XDP_NDO_XMIT, LinkInfo
 from vdexdp.errors import HostError, KernelPathError, RequestError, VdexdpError
 from vdexdp.plugins.base import Inside, Netdev
@@ -154,7 +154,7 @@ class Ports:
         """
         host = self.host
         with ExitStack() as undo:
-            fd, name = open_tap("vdxb%d")
+            fd, name = open_tap(f"{BRIDGE_TAP}%d")
             undo.callback(close_fd, fd)
             host.private(name)
             if guest_limit:
@@ -173,7 +173,7 @@ class Ports:
         """A veth whose far end is in another network namespace, left down there; it goes with the port."""
         netlink = self.host.netlink
         with ExitStack() as undo:
-            name, index = netlink.make_veth_into("vdxv", end.name, netns)
+            name, index = netlink.make_veth_into(INSIDE_VETH, end.name, netns)
             undo.callback(netlink.delete_link, index)
             self.host.private(name)
             self.host.isolate(name)

@@ -24,10 +24,6 @@ _JUMPS: Final = {
 }
 """Programs that others continue in, and their places in the map ``jumps``."""
 
-
-_COMMON: Final = ("uplink_ingress", "exception_ingress")
-"""What nearly every daemon comes to need, loaded along with the first program that it needs."""
-
 LOADERS: Final = 4
 """Programs that are verified at once."""
 
@@ -53,12 +49,13 @@ class Programs:
         self.prefix = prefix
         self._fds: dict[str, int] = {}
 
-    def prepare(self, points: Iterable[str]) -> None:
-        """Loads the programs for these attach points at once (compiling in parallel what is not cached).
+    def prepare(self, points: Iterable[str] = ()) -> None:
+        """Loads ``bytecode.COMMON`` and the programs for these attach points at once (compiling in parallel what is not
+        cached).
 
         Either all or none: programs of two versions are not mixed.
         """
-        wanted = dict.fromkeys((*_JUMPS, *_COMMON, *(_PROGRAM_AT.get(point, point) for point in points)))
+        wanted = dict.fromkeys((*bytecode.COMMON, *(_PROGRAM_AT.get(point, point) for point in points)))
         missing = {self.prefix + name: name for name in wanted if name not in self._fds}
         if not missing:
             return

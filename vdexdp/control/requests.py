@@ -32,7 +32,6 @@ from vdexdp.users import user_name
 
 SAMPLE_LINGER: Final = 300.0
 """Seconds that frames are timed after the last scrape that wanted it: more than any scrape interval."""
-COMMON_POINTS: Final = ("port_ingress", "port_egress", "uplink_ingress", "exception_ingress")
 
 
 class Requests(Core):
@@ -114,7 +113,7 @@ class Requests(Core):
     def prepare(self) -> None:
         """Load the programs that every cable needs before one asks, unless an older daemon's maps may come."""
         if not self.awaited:
-            self._model().host.dataplane.prepare(COMMON_POINTS)
+            self._model().host.dataplane.prepare()
 
     # Plugs
 
@@ -247,7 +246,7 @@ class Requests(Core):
             self.model = Model(host)
             ports, switches = host.tables.adopt()
             try:
-                host.dataplane.prepare(COMMON_POINTS)
+                host.dataplane.prepare()
             except VdexdpError as error:
                 host.refused = str(error)
                 self.log.failure(HostError("upgrade", f"the older programs go on: {error}"))

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from vdexdp.control.libbpf import check, library
@@ -21,7 +19,7 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, cty
 
 
 class Ring:
-    """The reading end, one in all processes.  ``fileno`` is for poll; use it in ``with``, or close it."""
+    """The reading end, one in all processes.  ``fileno`` is for poll."""
 
     def __init__(self, fd: int) -> None:
         lib = library()
@@ -58,18 +56,3 @@ class Ring:
         if self._ring:
             library().ring_buffer__free(self._ring)
             self._ring = None
-
-
-@contextmanager
-def reading(fd: int) -> Iterator[Ring]:
-    """A ring whose descriptor is closed, too, in the end."""
-    try:
-        ring = Ring(fd)
-    except OSError:
-        os.close(fd)
-        raise
-    try:
-        yield ring
-    finally:
-        ring.close()
-        os.close(fd)

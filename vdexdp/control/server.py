@@ -18,6 +18,7 @@ from typing import Final
 from vdexdp.control.channel import Channel, Message
 from vdexdp.control.clients import Client, Reply
 from vdexdp.control.core import LINGER, hung_up
+from vdexdp.control.host import BRIDGE_TAP, INSIDE_VETH, is_ours
 from vdexdp.control.log import Log
 from vdexdp.control.policy import DEFAULT_FILE
 from vdexdp.control.protocol import failure
@@ -215,7 +216,7 @@ class Server(Requests):
         """Delete the interfaces that a daemon had made, when it was killed, and the keeper of the users' too."""
         known = {port.ifindex for port in self.model.ports.all.values()} if self.model is not None else set()
         for link in self.netlink.links():
-            if (link.kind, link.name[:4]) in (("veth", "vdxv"), ("tun", "vdxb")) and link.index not in known:
+            if is_ours(link, INSIDE_VETH, BRIDGE_TAP) and link.index not in known:
                 self.netlink.delete_link(link.index)
                 self.log.say(f"removed {link.name}, which a killed daemon had left", "warning")
 

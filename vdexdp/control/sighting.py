@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -173,3 +174,8 @@ def clock_offset() -> int:
 def ports_of(shown: dict[str, Any]) -> dict[int, dict[str, Any]]:
     """The ports of what ``show`` answered, by index."""
     return {port["index"]: port for port in shown["ports"]}
+
+
+def local_port(ports: Iterable[dict[str, Any]], where: str) -> dict[str, Any] | None:
+    """The local port of this interface or number."""
+    return next((one for one in ports if one["kind"] != "tunnel" and where in (one["name"], str(one["index"]))), None)
