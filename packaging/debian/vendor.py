@@ -28,7 +28,7 @@ def main(target: Path) -> None:
                 sys.exit(f"vendor: {name}: is not pure Python: {file}")
             place = target.joinpath(*file.parts)
             place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(found.locate_file(file), place)
+            shutil.copyfile(str(found.locate_file(file)), place)
 
 
 if __name__ == "__main__":
