@@ -21,6 +21,7 @@ from tests.control.rig import call, daemon, kill, listening, looks, ping, plug, 
 from tests.labkit import VDEXDP, TwoHosts
 from vdexdp.control import client, rundir, scrape
 from vdexdp.control.channel import Channel
+from vdexdp.control.core import COME_BACK
 from vdexdp.control.features import Features
 from vdexdp.control.protocol import RUN_DIR, Bridge
 from vdexdp.errors import HangUp, HostError
@@ -153,6 +154,31 @@ def test_every_kind_of_plug_comes_back(lab: Lab) -> None:
         held.close()
     same(host, before)
     os.close(tap)
+
+
+def test_plugs_that_wait_for_a_busy_daemon_are_not_late(lab: Lab) -> None:
+    host = lab.host("host")
+    for n in (1, 2, 3, 4):
+        lab.guest(host, f"g{n}", n)
+    master = daemon(host)
+    before = looks(host)
+    plugs = [plug(host, wire("g1"), wire("g2")), plug(host, wire("g3"), wire("g4"))]
+    kill(master)
+    master = daemon(host)
+    master.signal(signal.SIGSTOP)
+    with host.entered():
+        for held in plugs:
+            held.serve()
+            held.tick()
+            assert held.state == "resuming"
+    time.sleep(COME_BACK + 0.5)
+    master.signal(signal.SIGCONT)
+    for held in plugs:
+        tick(held, host)
+    assert [one["id"] for one in call(host, "show")["plugs"]] == [held.reply.plug for held in plugs]
+    for held in plugs:
+        held.close()
+    same(host, before)
 
 
 def test_a_new_daemon_waits_for_the_old_plugs_before_it_serves_new_ones(two_hosts: TwoHosts) -> None:

@@ -32,11 +32,16 @@ TESTS = {
     "tests/bpf/test_xdp.py": (),
     "tests/control/test_plug.py": (),
     "tests/control/test_failures.py": (),
+    "tests/control/test_features.py": (
+        "test_traffic_without_any_of_them",
+        "test_what_was_killed_without_links_goes_with_the_next_daemon",
+    ),
     "tests/control/test_survival.py": (
         "test_a_killed_plug_unwinds_and_starts_again_at_once",
         "test_frames_flow_without_the_daemon_and_the_next_one_takes_over",
         "test_not_one_frame_is_lost_over_crash_and_restart",
         "test_every_kind_of_plug_comes_back",
+        "test_plugs_that_wait_for_a_busy_daemon_are_not_late",
         "test_killing_everything_leaves_nothing",
         "test_an_interface_that_vanishes_ends_its_plug",
     ),
@@ -50,6 +55,7 @@ TESTS = {
         "test_what_is_not_ours_passes",
         "test_anything_at_all",
     ),
+    "tests/interop/test_kernel_nodes.py": (),
     "tests/interop/test_kernel_stock.py": (
         "test_everybody_with_everybody",
         "test_guests_larger_than_the_uplink",
@@ -57,6 +63,7 @@ TESTS = {
     ),
     "tests/interop/test_kernel_tcp.py": (),
     "tests/interop/test_kernel_uplinks.py": ("test_the_uplink_is_a_bridge", "test_an_endpoint_behind_a_router"),
+    "tests/interop/test_kernel_vlan.py": (),
     "tests/interop/test_plug_kernel.py": ("test_a_killed_daemon_is_replaced", "test_a_stream_is_bridged"),
 }
 """Files, and those of their tests that are taken, where it is not all."""

@@ -35,7 +35,7 @@ LINGER: Final = 1.0
 START_LINGER: Final = 10.0
 """Seconds that it waits for its first one."""
 COME_BACK: Final = 3.0
-"""Seconds that plugs of a dead daemon have to come back."""
+"""Seconds that plugs of a dead daemon have to come back: from when one could, and after each that did."""
 
 
 class Core:
@@ -66,8 +66,8 @@ class Core:
         self.leave_at = now + START_LINGER if auto else None
         self.awaited = self.rundir.orphans
         self.expected = bool(self.awaited)
-        self.wait_until = now + COME_BACK if self.awaited else 0.0
-        self.sweep: tuple[float, set[int], set[int]] | None = None
+        self.wait_until = 0.0
+        self.sweep: tuple[set[int], set[int]] | None = None
         self.next_peers = now
         self.sample_until = 0.0
         self.guests.load()

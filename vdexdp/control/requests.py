@@ -225,6 +225,7 @@ class Requests(Core):
             release(fds)
             self.awaited.subtract([client.peer.pid])
             self.awaited = +self.awaited
+            self.wait_until = time.monotonic() + COME_BACK
         self._plugs_changed()
         if self.sweep is None:  # it comes late
             self._guarded(self._model().remirror)
@@ -250,9 +251,7 @@ class Requests(Core):
             except VdexdpError as error:
                 host.refused = str(error)
                 self.log.failure(HostError("upgrade", f"the older programs go on: {error}"))
-            # Loading, and compiling even more, takes its time, and the other plugs wait in our queue meanwhile.
-            self.wait_until = time.monotonic() + COME_BACK
-            self.sweep = (self.wait_until, ports, switches)
+            self.sweep = (ports, switches)
             return
         ours = libbpf.map_info(self.model.host.dataplane.maps["ports"].fd).id
         if "ports" not in maps or libbpf.map_info(maps["ports"]).id != ours:

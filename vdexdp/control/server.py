@@ -17,7 +17,7 @@ from typing import Final
 
 from vdexdp.control.channel import Channel, Message
 from vdexdp.control.clients import Client, Reply
-from vdexdp.control.core import LINGER, hung_up
+from vdexdp.control.core import COME_BACK, LINGER, hung_up
 from vdexdp.control.host import BRIDGE_TAP, INSIDE_VETH, is_ours
 from vdexdp.control.log import Log
 from vdexdp.control.policy import DEFAULT_FILE
@@ -50,11 +50,14 @@ class Server(Requests):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
         self.selector.register(reader, selectors.EVENT_READ, lambda: self._signalled(reader))
+        self.wait_until = time.monotonic() + COME_BACK
         try:
             while self.running:
-                for key, _ in self.selector.select(self._timeout()):
+                ready = self.selector.select(self._timeout())
+                for key, _ in ready:
                     if self.selector.get_map().get(key.fd) is key:  # not unregistered by a handler before it
                         self._guarded(key.data)
+                self._await_plugs(idle=not ready)
                 self._timers()
         finally:
             signal.set_wakeup_fd(old)
@@ -71,30 +74,37 @@ class Server(Requests):
         now = time.monotonic()
         times = [self.next_peers if self.model and self.model.tunnels.lacs else now + 60.0]
         times += [self.leave_at] if self.leave_at is not None else []
-        times += [self.wait_until] if self.awaited else []
-        times += [self.sweep[0]] if self.sweep else []
+        times += [self.wait_until] if self.awaited or self.sweep is not None else []
         times += [self.revive_at] if self.revive_at is not None else []
         times += self.paused.values()
         times += [now] if self._strays_are_due() else []
         times += [self.sample_until] if self.model is not None and self.model.host.tables.sample else []
         return max(0.0, min(times) - now)
 
-    def _timers(self) -> None:
-        now = time.monotonic()
-        if self.model is not None and now >= self.next_peers:
-            self.next_peers = now + PEERS_EVERY
-            self._guarded(self.model.poll_peers)
-        if self.awaited and now >= self.wait_until:
+    def _await_plugs(self, *, idle: bool) -> None:
+        """Go on when all plugs of the daemon before are back, or had their time.
+
+        One that waits in our queue is not late, however slow we are: it takes a moment with nothing else to do.
+        """
+        late = idle and time.monotonic() >= self.wait_until
+        if self.awaited and late:
             self.awaited.clear()
+            self.expected = False
         all_back = self.expected and not self.awaited
-        if self.sweep is not None and self.model is not None and (all_back or now >= self.sweep[0]):
-            _, ports, switches = self.sweep
+        if self.sweep is not None and self.model is not None and (all_back or late):
+            ports, switches = self.sweep
             self.sweep = None
             self._tell(self.model.dismiss_orphans())
             self.model.sweep(ports, switches)
             self._guarded(self.model.remirror)
         if not self.awaited:
             self._serve_waiting()
+
+    def _timers(self) -> None:
+        now = time.monotonic()
+        if self.model is not None and now >= self.next_peers:
+            self.next_peers = now + PEERS_EVERY
+            self._guarded(self.model.poll_peers)
         if self._strays_are_due():
             self.strays = False
             self._guarded(self._remove_strays)
