@@ -12,6 +12,7 @@ import re
 import signal
 import stat
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,33 @@ print(json.dumps([plug(*(registry.parse(vnl).kernel_end() for vnl in pair)) for 
     for process in processes:
         kill(process)
     until(lambda: not plugs(host), "the end of both")
+
+
+def test_a_node_of_roots(host: Namespace, lab: Lab, policy: Path) -> None:
+    """A user who may be its client joins it as one; what he brings along, the policy judges."""
+    daemon(host, "--policy", str(policy))
+    guests = [lab.guest(host, name, number, mtu=1400) for number, name in enumerate(("g1", "g2"), 1)]
+    network = "vxvde://234.0.0.1"
+    with tempfile.TemporaryDirectory(prefix="vdexdp-test-") as place:
+        os.chmod(place, 0o755)
+        options = "mode=0666/dirmode=0777"
+        serving = host.spawn(*VDEXDP, "vde_plug", f"switch://{place}/sw[{options}]", "netdev://g1")
+        serving.wait_output("bridged into the kernel", START)
+        host.spawn(*VDEXDP, "vde_plug", "netdev://g2", network).wait_output("in the kernel", START)
+        told = {f"{network}/vni=9": "in userspace", network: "bridged into the kernel"}
+        for asked, way in told.items():
+            joining = host.spawn(*ALICE, *VDEXDP, "vde_plug", f"vde://{place}/sw", asked)
+            joining.wait_output(way, START)
+            if asked == network:
+                assert "only root joins a node in the kernel" in joining.output()
+                assert ping(guests[0], "10.0.0.2")
+            assert not [one for one in call(host, "show")["ports"] if one["kind"] == "patch"]
+            joining.stop()
+        root = host.spawn(*VDEXDP, "vde_plug", f"vde://{place}/sw", network)
+        root.wait_output(": in the kernel", START)
+        assert ping(guests[0], "10.0.0.2")
+        root.stop()
+        serving.stop()
 
 
 def test_the_policy_changes(host: Namespace, policy: Path) -> None:

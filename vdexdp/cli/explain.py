@@ -50,8 +50,10 @@ def explain(first: str, second: str | None, as_json: bool) -> int:
         check(ends[0], ends[1])
         chosen = plan(ends[0], ends[1])
         way, why = chosen.way, chosen.why
-        if way == "node":
-            way = "kernel" if any(isinstance(one, Member) and _is_ours(one.path) for one in kernel) else "user"
+        if way == "node" and any(isinstance(one, Member) and _is_ours(one.path) for one in kernel):
+            way = "kernel"
+        elif way == "node":
+            way = chosen.instead("").way
     elif isinstance(kernel[0], NoKernelEnd):
         way, why = "user", kernel[0].reason
     with Netlink() as netlink:
@@ -118,7 +120,9 @@ def _part(netlink: Netlink, vnl: str, end: KernelEnd | NoKernelEnd, *, alone: bo
 
 
 def _is_ours(path: str) -> bool:
-    """Whether a daemon that runs here has the switch's node; who may not ask gets no kernel path either."""
+    """Whether a daemon that runs here has the switch's node, and we may join it there."""
+    if os.geteuid():
+        return False
     places = (path,) if path else FALLBACKS
     try:
         shown = client.call("show")

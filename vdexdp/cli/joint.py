@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, cast
 
 from vdexdp.control.path import Plan, check, check_uplink, plan
-from vdexdp.errors import HangUp, HostError, KernelPathError
+from vdexdp.errors import HangUp, HostError, KernelPathError, PrivilegeError
 from vdexdp.plugins.base import Inside, Member, Netdev, Node, NoKernelEnd, OpenContext, Stream
 from vdexdp.plugins.registry import End
 from vdexdp.signals import received
@@ -86,19 +86,19 @@ class Joint:
             wanted = plan(*self.ends)
             if self.accel == "require" and wanted.way not in ("kernel", "node"):
                 raise KernelPathError(" ".join(end.vnl for end in self.ends), f"runs in userspace: {wanted.why}")
-            if wanted.way == "user":
-                self._open_user(wanted.why)
-                return
-            for index, kernel in enumerate(wanted.ends):
-                if isinstance(kernel, NoKernelEnd) and wanted.way == "bridge":
-                    self._stream(index)
-            try:
-                self._open_kernel(wanted)
-            except HostError as error:
-                if self.accel == "require":
-                    raise
-                self._unplug()
-                self._open_user(f"no kernel path: {error}")
+            while wanted.way != "user":
+                for index, kernel in enumerate(wanted.ends):
+                    if isinstance(kernel, NoKernelEnd) and wanted.way == "bridge":
+                        self._stream(index)
+                try:
+                    self._open_kernel(wanted)
+                    return
+                except HostError as error:
+                    if self.accel == "require":
+                        raise
+                    self._unplug()
+                    wanted = wanted.instead(str(error))
+            self._open_user(wanted.why)
         except BaseException:
             self.close()
             raise
@@ -204,6 +204,8 @@ class Joint:
                 from vdexdp.control.client import NotRunning, may_run
                 from vdexdp.plugins import vde
 
+                if os.geteuid():
+                    raise PrivilegeError(self.ends[index].vnl, "only root joins a node in the kernel")
                 if not may_run():  # nobody whom the visit could interest, and one that has to be started knows no nodes
                     raise NotRunning("daemon", "none runs in this network namespace")
                 visit = vde.visit(kernel.path)

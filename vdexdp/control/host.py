@@ -27,8 +27,9 @@ _TUN_OFFLOADS: Final = (0x6F, 0x0F)
 
 EXCEPTION_TAP: Final = "vdxp"
 BRIDGE_TAP: Final = "vdxb"
+PATCH_TAP: Final = "vdxj"
 INSIDE_VETH: Final = "vdxv"
-OURS: Final = {EXCEPTION_TAP: "tun", BRIDGE_TAP: "tun", INSIDE_VETH: "veth"}
+OURS: Final = {EXCEPTION_TAP: "tun", BRIDGE_TAP: "tun", PATCH_TAP: "tun", INSIDE_VETH: "veth"}
 """The interfaces that the daemon makes: how their names begin, in front of a number, and of which kind they are."""
 
 _PACKET_ADD_MEMBERSHIP: Final = 1

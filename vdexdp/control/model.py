@@ -11,7 +11,7 @@ Nothing here knows of sockets to clients: the server hands requests in and takes
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 
@@ -24,10 +24,11 @@ from vdexdp.control.observe import Mirror, Observatory
 from vdexdp.control.path import cut_off
 from vdexdp.control.ports import Port, Ports
 from vdexdp.control.protocol import Bridge, EndPath, PlugReply, PlugRequest, Visit, end_from_json, end_to_json
-from vdexdp.control.tunnels import OVERHEAD, Lac, Tunnels
+from vdexdp.control.tunnels import LEARN_LIMIT, OVERHEAD, Lac, Tunnels
 from vdexdp.errors import HostError, KernelPathError, ProtocolError, RequestError, VdexdpError
 from vdexdp.plugins.base import Inside, Netdev, Tunnel
 from vdexdp.users import user_name
+from vdexdp.wire.dot1q import Mapper
 
 CABLE_EXPIRY = 128
 """Seconds; a cable does not learn, but every switch has one."""
@@ -109,13 +110,17 @@ class Model:
             visits = [fd for end, fd in zip(asked.ends, given, strict=True) if isinstance(end, Visit)]
             for end in netdevs:
                 self.ports.check(end)
-            if len(visits) == 1 and not tunnels and not bridges:
+            vlan = tunnels[0].vlan if tunnels else ()
+            if len(visits) == 1 and tunnels:
+                self._visit_with(plug, self.nodes.behind(visits[0]), tunnels[0])
+            elif len(visits) == 1 and not bridges:
                 self._visit(plug, self.nodes.behind(visits[0]))
             elif len(tunnels) == 1 and not visits:
                 self._join(plug, tunnels[0])
+                if bridges and bridges[0].node and asked.pid and (bridges[0].mode != "switch" or vlan):
+                    self._make_switch(plug, bridges[0])
             elif not tunnels and len(bridges) == 1 and bridges[0].node:
-                plug.switch = self.nodes.make_switch(bridges[0].mode, bridges[0].expiry)
-                undo.callback(self.host.tables.clear_switch, plug.switch)
+                self._make_switch(plug, bridges[0])
             elif not tunnels and not bridges and not visits:
                 self._cable(plug)
             else:
@@ -124,21 +129,24 @@ class Model:
             steps = sum(len(end.vlan) for end in asked.ends if isinstance(end, Netdev | Tunnel | Inside))
             if steps > K["MAX_VLAN_STEPS"]:
                 raise KernelPathError(" ".join(asked.vnls), f"more than {K['MAX_VLAN_STEPS']} vlan:// on one cable")
-            vlan = tunnels[0].vlan if tunnels else ()
+            patch = plug.lac is not None and plug.switch != plug.lac.switch
+            around = () if patch else vlan
             extra: dict[str, int] = {}
             for one, fd in zip(asked.ends, given, strict=True):
                 match one:
                     case Tunnel() | Visit():
                         continue
                     case Netdev():
-                        port = self.ports.add(one, plug.switch, plug.id, fd, vlan=vlan)
+                        port = self.ports.add(one, plug.switch, plug.id, fd, vlan=around)
                     case Inside():
-                        port = self.ports.add_inside(one, fd, plug.switch, plug.id, vlan, guest_limit)
+                        port = self.ports.add_inside(one, fd, plug.switch, plug.id, around, guest_limit)
                     case Bridge():
-                        port, extra["bridge"] = self.ports.add_bridge(plug.switch, plug.id, vlan, guest_limit)
+                        port, extra["bridge"] = self.ports.add_bridge(plug.switch, plug.id, around, guest_limit)
                         spare.callback(close_fd, extra["bridge"])
                 undo.callback(self.ports.remove, port)
                 plug.ports.append(port)
+            if plug.lac is not None and patch:
+                self._patch(plug, plug.lac, vlan)
             for bridge in bridges:
                 self._serve(plug, bridge)
             self._describe(plug)
@@ -202,12 +210,23 @@ class Model:
     # Nodes
 
     def _serve(self, plug: Plug, end: Bridge) -> None:
-        """Make the plug's node known, if it has one that the switch can be part of."""
-        if end.node and plug.request.pid and (plug.lac is None or end.mode == "switch"):
-            if plug.lac is None:
-                self.host.tables.set_first(plug.switch, next(port.index for port in plug.ports if not port.bridge))
+        """Make the plug's node known, if it has one that others can find."""
+        if end.node and (plug.lac is None or plug.lac.switch != plug.switch):
+            self.host.tables.set_first(plug.switch, next(port.index for port in plug.ports if not port.bridge))
+        if end.node and plug.request.pid:
             key = (plug.request.pid, end.node)
             self._become_server(plug, self.nodes.note(key, plug.switch, end.mode, end.expiry, plug.lac))
+
+    def _make_switch(self, plug: Plug, end: Bridge) -> None:
+        """A switch of the plug's node alone."""
+        plug.switch = self.nodes.make_switch(end.mode, end.expiry)
+        plug.undo.callback(self.host.tables.clear_switch, plug.switch)
+
+    def _patch(self, plug: Plug, lac: Lac, vlan: Sequence[Mapper]) -> None:
+        """Join the plug's switch to a network's."""
+        pair = self.ports.add_patch(plug.switch, lac.switch, plug.id, vlan, LEARN_LIMIT)
+        plug.undo.callback(self.ports.remove, pair[0])
+        plug.ports += pair
 
     def _become_server(self, plug: Plug, node: Node) -> None:
         self.nodes.serve(node, plug.id)
@@ -219,6 +238,17 @@ class Model:
             plug.lac = node.lac
             node.lac.plugs.add(plug.id)
             plug.undo.callback(self.tunnels.leave, node.lac, plug.id)
+
+    def _visit_with(self, plug: Plug, node: Node, network: Tunnel) -> None:
+        """Raises RequestError where the node has the network already."""
+        self._join(plug, network)
+        assert plug.lac is not None
+        if node.switch == plug.lac.switch and network.vlan:
+            raise KernelPathError(plug.lac.name, "two of its VLANs are joined in userspace")
+        if not network.vlan and self.ports.patched(node.switch, plug.lac.switch):
+            cause = f"joined to {plug.lac.name} already, and each frame would go round for ever"
+            raise RequestError(node.name, cause, "name another network")
+        self._become_member(plug, node)
 
     def _become_member(self, plug: Plug, node: Node) -> None:
         plug.node, plug.switch = node, node.switch
@@ -267,7 +297,8 @@ class Model:
                 assert plug.lac is not None
                 uplink = plug.lac.uplink
                 way = "xdp" if "xdp" in uplink.hooks else "tc"
-                plug.paths.append(EndPath(plug.lac.name, way, f"{uplink.name}: {uplink.why}"))
+                patch = next((f", by the patch {port.name}" for port in plug.ports if port.out), "")
+                plug.paths.append(EndPath(plug.lac.name, way, f"{uplink.name}: {uplink.why}{patch}"))
                 continue
             port = next(ports)
             if isinstance(end, Bridge):
@@ -279,8 +310,17 @@ class Model:
                 plug.notes.append(f'{port.name} is down; bring it up with "ip link set {port.name} up"')
             if port.kind == "wire" and "xdp" in port.hooks and link is not None and link.kind == "veth":
                 plug.notes.append(f"{port.name}: XDP on a veth turns off segmentation offload at its far end")
-            if plug.lac is not None and port.mtu > plug.lac.room:
-                plug.notes.append(_mtu_note(port, plug.lac))
+        plug.notes += [_mtu_note(port, lac) for port, lac in self._tight(plug)]
+
+    def _tight(self, plug: Plug) -> Iterator[tuple[Port, Lac]]:
+        """Ports and networks that the plug has brought together, where the network's uplink is too small."""
+        patch = any(port.out for port in plug.ports)
+        for lac in self.tunnels.lacs.values():
+            for port in self.ports.all.values():
+                new = port.plug == plug.id or (patch and lac is plug.lac and port.switch == plug.switch)
+                tight = port.mtu > lac.room and not (port.bridge or port.out)
+                if new and tight and self.ports.patched(port.switch, lac.switch):
+                    yield port, lac
 
     # Leases
 
@@ -329,15 +369,16 @@ class Model:
                 plug = Plug(number, asked, about["since"], about["uid"], paths=paths, notes=list(about["notes"]))
                 plug.undo, plug.switch = undo, about["switch"]
                 plug.rule, plug.token = str(about.get("rule", "")), str(about.get("token", ""))
+                own = "lac" not in state or plug.switch != state["lac"]["switch"]
                 if "lac" in state:
                     self.tunnels.adopt_exception(state["exception"], fds)
                     self.tunnels.adopt_uplink(state["uplink"], fds)
                     plug.lac = self.tunnels.adopt_lac(state["lac"], fds, plug.id)
                     undo.callback(self.tunnels.leave, plug.lac, plug.id)
-                elif "node" in state:
+                if own and "node" in state:
                     self.host.tables.switches_used.add(plug.switch)
                     undo.callback(self.host.tables.clear_switch, plug.switch)
-                elif "member" not in state:
+                elif own and "member" not in state:
                     self.cables.add(plug.switch)
                     undo.callback(self._drop_cable, plug.switch)
                 self._resume_node(plug, state)
@@ -367,7 +408,7 @@ class Model:
     def _check_lease(self, state: Body) -> None:
         """The tables still say what the lease says.  Raises HostError where its ports were given up meanwhile."""
         tables = self.host.tables
-        claims = [(one["index"], one["switch"], one["ifindex"]) for one in state["ports"]]
+        claims = [(one["index"], one["switch"], one.get("out") or one["ifindex"]) for one in state["ports"]]
         if "lac" in state:
             claims.append((state["lac"]["index"], state["lac"]["switch"], 0))
         for index, switch, ifindex in claims:

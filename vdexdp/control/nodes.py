@@ -2,9 +2,11 @@
 """Nodes of legacy clients (``switch://`` and its like) whose interfaces switch in the kernel.
 
 The process that serves a node plugs an interface, or a network, into a kernel switch, and with it a bridge, behind
-which are all its clients.  Others that plug an interface into the node (``netdev://… vde://…``) become its *members*:
-their ports join the same kernel switch.  A member shows a connection to the node's control socket: the system tells who
-listens there and by which name, and having it proves that the caller may use the node.
+which are all its clients.  Others that plug an interface or a network into the node (``netdev://… vde://…``) become its
+*members*: their ports join the same kernel switch, those of networks by a patch (:mod:`vdexdp.control.ports`) to the
+network's own switch.  That one is the node's, too, where it serves a network and does as the network's switch does.  A
+member shows a connection to the node's control socket: the system tells who listens there and by which name, and having
+it proves that the caller may use the node.
 
 Two switches that learn are one only if each hears where addresses are.  Either half sends a frame whose source is new
 or has moved to everybody, the other half included (``SWITCH_F_ANNOUNCE`` here, ``Policy.announcing`` there); and when a
@@ -41,7 +43,9 @@ _MODES: Final[dict[NodeMode, str]] = {
 
 @dataclass
 class Node:
-    """``plug`` is 0 as long as the server has not come back after a restart.  With a ``lac``, ``switch`` is its own."""
+    """``plug`` is 0 as long as the server has not come back after a restart.  With a ``lac``, ``switch`` is that of the
+    LAC; a node that has another one is patched to its LAC, if any.
+    """
 
     key: Key
     switch: int
@@ -74,7 +78,10 @@ class Nodes:
 
     def note(self, key: Key, switch: int, mode: NodeMode, expiry: int, lac: Lac | None) -> Node:
         """The node of this key, known from now on."""
-        return self.all.setdefault(key, Node(key, switch, mode, expiry, lac))
+        node = self.all.setdefault(key, Node(key, switch, mode, expiry))
+        if lac is not None and lac.switch == switch:
+            node.lac = lac
+        return node
 
     def serve(self, node: Node, plug: int) -> None:
         """From now on ``plug`` serves it."""

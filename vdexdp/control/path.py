@@ -23,6 +23,12 @@ class Plan:
     ends: tuple[KernelEnd | NoKernelEnd, KernelEnd | NoKernelEnd]
     why: str = ""
 
+    def instead(self, cause: str) -> Plan:
+        """The best way where this one can't be had, and why that is."""
+        if self.way == "node" and any(isinstance(end, Tunnel) for end in self.ends):
+            return Plan("bridge", self.ends, f"{self.why}; {cause}")
+        return Plan("user", self.ends, f"no kernel path: {cause}")
+
 
 def plan(first: End, second: End) -> Plan:
     """The best way for a cable between two ends.  May look at the system.  Raises VnlError."""
@@ -38,7 +44,7 @@ def plan(first: End, second: End) -> Plan:
     if not reasons:
         return Plan("kernel", ends)
     if tunnels == 1:
-        return Plan("bridge", ends, reasons[0])
+        return Plan("node" if any(isinstance(end, Member) for end in ends) else "bridge", ends, reasons[0])
     if any(isinstance(end, Netdev | Inside) for end in ends):
         if any(isinstance(end, Member) for end in ends):
             return Plan("node", ends, reasons[0])

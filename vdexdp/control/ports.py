@@ -3,6 +3,10 @@
 
 Order under traffic.  In: tables first, programs last, so that no frame meets half a port.  Out: programs first, then
 the members list, then the port itself, whose generation makes the FDB forget it.
+
+A *patch* joins two switches: a tap for each, and a port that sends into the ingress of the other's tap, where the
+program of the other's port is.  Nobody reads the taps; they vanish with their descriptors, which a veth would not.  To
+the programs such a port is like the host's end of a tap://, super-packets and all.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from vdexdp.control import hooks, vlans
 from vdexdp.control.abi import K
 from vdexdp.control.channel import Body
 from vdexdp.control.dataplane import Link
-from vdexdp.control.host import BRIDGE_TAP, INSIDE_VETH, Host, close_fd, promiscuous, tun_offloads
+from vdexdp.control.host import BRIDGE_TAP, INSIDE_VETH, PATCH_TAP, Host, close_fd, promiscuous, tun_offloads
 from vdexdp.control.netlink import XDP_NDO_XMIT, LinkInfo
 from vdexdp.errors import HostError, KernelPathError, RequestError, VdexdpError
 from vdexdp.plugins.base import Inside, Netdev
@@ -25,6 +29,8 @@ from vdexdp.plugins.tap import open_tap
 from vdexdp.wire.dot1q import Mapper
 
 ETH_HEADER: Final = 14
+PATCH_MTU: Final = 65521
+"""The largest that a tap takes: no frame is too big for a patch."""
 
 
 @dataclass
@@ -37,13 +43,15 @@ class Port:
     switch: int
     plug: int
     name: str
-    kind: str  # wire, stack
+    kind: str  # wire, stack, patch
     ifindex: int
     mtu: int
     hooks: list[str] = field(default_factory=list)
     why: str = ""
     bridge: bool = False
     vlan: int = 0
+    out: int = 0
+    """Of a patch: the other half's interface, at whose ingress comes out what goes out by this port."""
     owned: bool = False
     """Whether the interface is to be deleted with the port."""
     mirror: str = ""
@@ -138,7 +146,7 @@ class Ports:
     def _flags(self, port: Port, link: LinkInfo, features: int | None) -> int:
         """What the port can do.  Both faster ways to put frames out would pass by the program of a vlan://."""
         flags = K["PORT_F_BRIDGE"] if port.bridge else 0
-        if port.kind == "stack" or port.vlan:
+        if port.kind != "wire" or port.vlan:
             return flags
         if link.far_elsewhere:
             flags |= K["PORT_F_PEER"]
@@ -185,6 +193,67 @@ class Ports:
             undo.pop_all()
         return port
 
+    def add_patch(self, switch: int, network: int, plug: int, vlan: Sequence[Mapper], learn_limit: int) -> list[Port]:
+        """Join a switch to a network's; ``vlan`` and ``learn_limit`` are the network's.  A port of each, in this order.
+
+        Raises VdexdpError, with nothing left behind.
+        """
+        tables = self.host.tables
+        with ExitStack() as undo:
+            near, far = pair = [self._half_patch(one, plug, undo) for one in (switch, network)]
+            for port, other, own, around, limit in (
+                (near, far, vlan, (), learn_limit),
+                (far, near, (), vlan, Netdev.learn_limit),
+            ):
+                port.out = other.ifindex
+                port.vlan = vlans.write(tables, port.index, port.ifindex, own, around, stack=False)
+                tables.write_port(
+                    port.index,
+                    ifindex=port.out,
+                    learn_limit=limit,
+                    mtu=port.mtu + ETH_HEADER,
+                    switch_id=port.switch,
+                    kind=K["PORT_STACK"],
+                )
+                tables.set_ingress(port.ifindex, port.index)
+            for port, other in ((near, far), (far, near)):
+                self._attach(port, hooks.Choice(False, f"patched to switch {other.switch}"))
+            for port in pair:
+                tables.add_member(port.switch, port.index)
+            undo.pop_all()
+        return pair
+
+    def _half_patch(self, switch: int, plug: int, undo: ExitStack) -> Port:
+        host = self.host
+        fd, name = open_tap(f"{PATCH_TAP}%d")
+        with ExitStack() as here:
+            here.callback(close_fd, fd)
+            host.private(name)
+            host.isolate(name)
+            link = host.netlink.need(name)
+            host.netlink.set_link(link.index, mtu=PATCH_MTU, state="up")
+            port = Port(host.tables.take_port(), switch, plug, name, "patch", link.index, PATCH_MTU, tap=fd)
+            here.pop_all()
+        self.all[port.index] = port
+        undo.callback(self.remove, port)
+        return port
+
+    def other_half(self, port: Port) -> Port | None:
+        """Of a patch."""
+        return self.by_ifindex(port.out) if port.out else None
+
+    def patched(self, one: int, other: int) -> bool:
+        """Whether frames get from one switch to another, perhaps by others still, with their tags as they are."""
+        reached, new = {one}, [one]
+        while new:
+            switch = new.pop()
+            for port in self.all.values():
+                far = self.other_half(port) if port.switch == switch and not port.vlan else None
+                if far is not None and far.switch not in reached:
+                    reached.add(far.switch)
+                    new.append(far.switch)
+        return other in reached
+
     def _attach(self, port: Port, choice: hooks.Choice) -> None:
         host = self.host
         point = "port_egress" if port.kind == "stack" else "port_ingress"
@@ -200,9 +269,13 @@ class Ports:
                 port.why = f"{error.cause}: tc"
 
     def remove(self, port: Port) -> None:
-        """Unplug; the interface may be gone already.  Idempotent."""
-        if self.all.pop(port.index, None) is None:
-            return
+        """Unplug, a patch as a whole; the interface may be gone already.  Idempotent."""
+        both = [one for one in (port, self.other_half(port)) if one is not None]
+        gone = [one for one in both if self.all.pop(one.index, None) is not None]
+        for one in gone:
+            self._remove(one)
+
+    def _remove(self, port: Port) -> None:
         tables = self.host.tables
         for link in reversed(port.links.values()):
             link.close()
@@ -225,7 +298,7 @@ class Ports:
     def refresh(self, port: Port) -> None:
         """Follow what changed at the interface: MTU, far end, whether it takes XDP redirects."""
         link = self.host.netlink.link(port.ifindex)
-        if link is None or port.kind == "stack":
+        if link is None or port.kind != "wire":
             features: int | None = None
         else:
             features = self.host.netlink.xdp_features(port.ifindex)

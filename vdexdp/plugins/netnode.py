@@ -385,7 +385,7 @@ class NetnodePlugin(Plugin):
 
     grammar = "bracket"
     address = "directory"
-    path = "kernel between interfaces, user to clients"
+    path = "kernel between interfaces and networks, user to clients"
     kernel_mode: ClassVar[NodeMode]
     """What a kernel switch has to be to do the same for interfaces."""
     options = (

@@ -125,7 +125,7 @@ class VdePlugin(Plugin):
     scheme = "vde"
     grammar = "bracket"
     summary = "a port of a running VDE switch"
-    path = "user; an interface's, into a node of ours: kernel"
+    path = "user; an interface's or a network's, into a node of ours: kernel"
     address = "directory"
     example = "vde:///tmp/myswitch[3]"
     options = (
