@@ -2,8 +2,8 @@
 """Frames that are lost while the daemon is restarted, upgraded or killed, or somebody watches them: none.
 
 Three plugs of a LAC carry numbered frames at a fixed rate: one in the kernel and one that is bridged into it on the
-left host, one in the kernel on the right host.  The daemon of the left host is changed under them.  Each test prints
-what it sent and what was lost (``pytest -s``).
+left host, one in the kernel on the right host.  The daemon of the left host is changed under them, also where the first
+is behind a node that is patched to the LAC.  Each test prints what it sent and what was lost (``pytest -s``).
 
 An upgrade is a copy of this package whose kernel programs begin with one instruction more, and which takes longer to
 load them than a daemon waits for plugs that come back.
@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from tests.rawframes import RawPort, StreamPort, stream_plug
 from vdexdp.lab import Namespace
 from vdexdp.lab.namespace import Process
 
+NETWORK = "vxvde://234.0.0.1"
 RATE = 1000
 """Frames each second and sender."""
 ETHERTYPE = bytes.fromhex("88b5")
@@ -104,19 +106,20 @@ class Flood:
 @dataclass
 class Net:
     left: Namespace
+    plugs: int
     master: Process
     ports: dict[str, Port]
 
 
-@pytest.fixture
-def net(two_hosts: TwoHosts) -> Iterator[Net]:
+@contextmanager
+def plugged(two_hosts: TwoHosts, *cables: tuple[str, str]) -> Iterator[Net]:
+    """The left host's guest is plugged in by these cables."""
     require("tcx")
     left, right = two_hosts.left, two_hosts.right
     master = daemon(left)
-    for host, device in ((left, "g1"), (right, "g2")):
-        process = host.spawn(*VDEXDP, "vde_plug", "--accel", "require", f"netdev://{device}", "vxvde://234.0.0.1")
-        process.wait_output("in the kernel", START)
-    with stream_plug(left, *VDEXDP, "vde_plug", "vxvde://234.0.0.1") as stream:
+    for host, vnls in [(left, cable) for cable in cables] + [(right, ("netdev://g2", NETWORK))]:
+        host.spawn(*VDEXDP, "vde_plug", *vnls).wait_output("the kernel", START)
+    with stream_plug(left, *VDEXDP, "vde_plug", NETWORK) as stream:
         ports: dict[str, Port] = {
             "left": RawPort(two_hosts.left_guest, "eth0"),
             "right": RawPort(two_hosts.right_guest, "eth0"),
@@ -126,7 +129,20 @@ def net(two_hosts: TwoHosts) -> Iterator[Net]:
             port.send(b"\xff" * 6 + MACS[name] + ETHERTYPE + bytes(100))
         until(lambda: len(learnt(left)) == 3, "all addresses to be learnt")
         time.sleep(0.2)
-        yield Net(left, master, ports)
+        yield Net(left, len(cables) + 1, master, ports)
+
+
+@pytest.fixture
+def net(two_hosts: TwoHosts) -> Iterator[Net]:
+    with plugged(two_hosts, ("netdev://g1", NETWORK)) as made:
+        yield made
+
+
+@pytest.fixture
+def patched(two_hosts: TwoHosts, tmp_path: Path) -> Iterator[Net]:
+    with plugged(two_hosts, (f"switch://{tmp_path}/sw", "netdev://g1"), (f"vde://{tmp_path}/sw", NETWORK)) as made:
+        assert "patch" in [one["kind"] for one in call(made.left, "show")["ports"]]
+        yield made
 
 
 def learnt(host: Namespace) -> set[str]:
@@ -140,13 +156,13 @@ def programs(host: Namespace) -> dict[str, str]:
 
 
 def change(net: Net, number: int, *, package: Path | None = None) -> Process:
-    """End the daemon by a signal and start another, perhaps of another version; wait until both plugs are back."""
+    """End the daemon by a signal and start another, perhaps of another version; wait until its plugs are back."""
     net.master.signal(number)
     net.master.wait()
     environment = {"PYTHONPATH": str(package)} if package else {}
     command = (sys.executable, "-P", "-m", "vdexdp", "daemon") if package else (*VDEXDP, "daemon")
     process = net.left.spawn(*command, env=environment)
-    until(lambda: listening(net.left) and len(call(net.left, "show")["plugs"]) == 2, "both plugs to be back", START)
+    until(lambda: listening(net.left) and len(call(net.left, "show")["plugs"]) == net.plugs, "the plugs", START)
     net.master = process
     return process
 
@@ -160,6 +176,10 @@ def test_restart(net: Net) -> None:
 
 
 def test_crash(net: Net) -> None:
+    crash(net)
+
+
+def crash(net: Net) -> None:
     with Flood(net.ports) as flood:
         change(net, signal.SIGKILL)
     flood.check("crash")
@@ -175,6 +195,15 @@ def test_replace(net: Net) -> None:
 
 
 def test_upgrade(net: Net, tmp_path: Path) -> None:
+    upgrade(net, tmp_path)
+
+
+def test_crash_and_upgrade_of_a_node_with_a_network(patched: Net, tmp_path: Path) -> None:
+    crash(patched)
+    upgrade(patched, tmp_path)
+
+
+def upgrade(net: Net, tmp_path: Path) -> None:
     package = version(tmp_path, NOP, SLOW)
     before = programs(net.left)
     with Flood(net.ports) as flood:
