@@ -12,6 +12,7 @@ import os
 import select
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from signal import SIGUSR1
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, cast
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import socket
 
     from vdexdp.cable import Cable, Ending
+    from vdexdp.control.channel import Channel
     from vdexdp.control.client import Plug
     from vdexdp.control.protocol import End as WireEnd
     from vdexdp.plugins.netnode import NetnodeStream
@@ -60,6 +62,7 @@ class Joint:
         self._taps: dict[int, tuple[int, str]] = {}
         self._vlans: dict[int, tuple[Mapper, ...]] = {}
         self._plug: Plug | None = None
+        self._channel: Channel | None = None
         self._cable: Cable | None = None
         self._nodes: dict[int, NetnodeStream] = {}
         self._bridge_at: int | None = None
@@ -86,6 +89,8 @@ class Joint:
             wanted = plan(*self.ends)
             if self.accel == "require" and wanted.way not in ("kernel", "node"):
                 raise KernelPathError(" ".join(end.vnl for end in self.ends), f"runs in userspace: {wanted.why}")
+            if wanted.way == "bridge" and any(isinstance(end, Node) for end in wanted.ends):
+                self._come()
             while wanted.way != "user":
                 for index, kernel in enumerate(wanted.ends):
                     if isinstance(kernel, NoKernelEnd) and wanted.way == "bridge":
@@ -171,6 +176,9 @@ class Joint:
         return text
 
     def _unplug(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
         if self._plug is not None:
             self._plug.close()
             self._plug = None
@@ -183,6 +191,13 @@ class Joint:
                 return Ending(None, number.name)
             print(f"vdexdp: {self.path}; {self.status()}", file=sys.stderr, flush=True)
         return None
+
+    def _come(self) -> None:
+        """Be known to a daemon that runs, before our node can be found: whoever finds it waits until it is ours."""
+        from vdexdp.control.client import open_channel
+
+        with suppress(HostError):
+            self._channel = open_channel()
 
     def _open_user(self, why: str) -> None:
         from vdexdp.cable import Cable
@@ -245,7 +260,8 @@ class Joint:
             (indices[0], indices[1]),
         )
         try:
-            self._plug = made = plug(request, fds, start=wanted.way != "node")
+            channel, self._channel = self._channel, None
+            self._plug = made = plug(request, fds, start=wanted.way != "node", channel=channel)
         finally:
             if visit is not None:
                 visit.close()

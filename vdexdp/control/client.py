@@ -393,20 +393,22 @@ class Plug:
         self._said = text
 
 
-def plug(wanted: PlugRequest, fds: list[int], *, start: bool = True) -> Plug:
+def plug(wanted: PlugRequest, fds: list[int], *, start: bool = True, channel: Channel | None = None) -> Plug:
     """Ask the daemon, started if need be and ``start``, for a plug.  ``fds`` are the ends', and stay the caller's.
 
+    ``channel`` is a connection that there is already; it is taken over.
     Raises PrivilegeError and DaemonError where there is no daemon to be had, and what the daemon answers.
     """
     begin = time.monotonic()
     while True:
-        channel = connect() if start else open_channel()
+        channel = channel or (connect() if start else open_channel())
         try:
             auto = bool(check_reply(ask(channel, request("hello")).body).get("auto", False))
             reply = PlugReply.from_message(ask(channel, wanted.to_json(), fds))
         except DaemonError:
             # A daemon that leaves after its last plug may have let us in on its way out.
             channel.close()
+            channel = None
             if time.monotonic() - begin > _INSIST:
                 raise
         except BaseException:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -39,6 +40,7 @@ END_LIMIT: Final = 5.0
 """Seconds between SIGTERM and SIGKILL."""
 ACCEL: Final = ("auto", "require", "off")
 
+_MEMBER = re.compile(r"(^|\{)vde://")
 _STANDS = b" -- "
 """In the line that vde_plug prints when its cable stands."""
 
@@ -50,6 +52,11 @@ class Spec:
     name: str
     ends: tuple[str, str]
     accel: str = "auto"
+
+    @property
+    def joins(self) -> bool:
+        """Whether an end is a port of a node that another process serves."""
+        return any(_MEMBER.search(end) or "://" not in end for end in self.ends)
 
     def __str__(self) -> str:
         return f"{self.ends[0]} -- {self.ends[1]}" + (f" (accel {self.accel})" if self.accel != "auto" else "")
@@ -196,7 +203,15 @@ class Networks:
         return failed
 
     def start(self, specs: Iterable[Spec]) -> dict[str, str]:
-        """Start plugs, all at once, and wait until they stand; returns why, for each that does not."""
+        """Start plugs and wait until they stand; returns why, for each that does not.
+
+        All at once, but for those that join a node: another plug may serve it.
+        """
+        specs = list(specs)
+        failed = self._start([spec for spec in specs if not spec.joins])
+        return failed | self._start([spec for spec in specs if spec.joins])
+
+    def _start(self, specs: Iterable[Spec]) -> dict[str, str]:
         begun = [(spec, self._spawn(spec)) for spec in specs]
         self._children += [child for _, child in begun]
         end = time.monotonic() + START_LIMIT

@@ -100,12 +100,7 @@ class Nodes:
 
     def behind(self, connection: int) -> Node:
         """The node that a descriptor is connected to.  Raises ProtocolError; KernelPathError for none of ours."""
-        try:
-            with socket.socket(fileno=os.dup(connection)) as control:
-                credentials = control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-                key = _UCRED.unpack(credentials)[0], os.fsdecode(control.getpeername())
-        except (OSError, TypeError, struct.error) as error:
-            raise ProtocolError("plug", "the descriptor is no connection to a node") from error
+        key = key_of(connection)
         node = self.all.get(key)
         if node is None:
             raise KernelPathError(key[1] or "vde://", "nobody here serves it with a kernel switch")
@@ -114,3 +109,13 @@ class Nodes:
     def learning(self) -> set[int]:
         """The switches of nodes that learn."""
         return {node.switch for node in self.all.values() if node.mode == "switch"}
+
+
+def key_of(connection: int) -> Key:
+    """Of the node that a descriptor is connected to.  Raises ProtocolError."""
+    try:
+        with socket.socket(fileno=os.dup(connection)) as control:
+            credentials = control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+            return _UCRED.unpack(credentials)[0], os.fsdecode(control.getpeername())
+    except (OSError, TypeError, struct.error) as error:
+        raise ProtocolError("plug", "the descriptor is no connection to a node") from error

@@ -24,8 +24,9 @@ from vdexdp.control.host import Host
 from vdexdp.control.keeper import ALIVE, claimed
 from vdexdp.control.model import Model, Notice, release
 from vdexdp.control.netlink import Event
+from vdexdp.control.nodes import key_of
 from vdexdp.control.observe import Observatory
-from vdexdp.control.protocol import VERSION, PlugRequest, check_request, netns_inode
+from vdexdp.control.protocol import VERSION, PlugRequest, Visit, check_request, netns_inode
 from vdexdp.control.wish import Wish
 from vdexdp.errors import HostError, PrivilegeError, ProtocolError, RequestError, VdexdpError
 from vdexdp.users import user_name
@@ -120,7 +121,7 @@ class Requests(Core):
     def _plug(self, client: Client, asked: PlugRequest, message: Message) -> Reply | None:
         if client.plug is not None or client.waiting is not None:
             raise ProtocolError("plug", "this connection has a plug already")
-        if self.awaited:
+        if self.awaited or self._is_early(client, asked, message.fds):
             return None
         self._reap()
         model, name, limit = self._model(), "", 0
@@ -148,6 +149,15 @@ class Requests(Core):
         self._said(f"{' -- '.join(asked.vnls)} plugged", client)
         self._plugs_changed()
         return Reply(reply.to_json(), list(reply.fds.values()), own)
+
+    def _is_early(self, client: Client, asked: PlugRequest, fds: list[int]) -> bool:
+        """Whether somebody visits a node that is about to be: its process is here, and its plug is not yet."""
+        for end, index in zip(asked.ends, asked.fd_index, strict=True):
+            if isinstance(end, Visit) and index is not None and index < len(fds) and not client.guest:
+                key = key_of(fds[index])
+                others = [one for one in self.clients.values() if one is not client and one.plug is None]
+                return key not in self._model().nodes.all and key[0] in {one.peer.pid for one in others} - {0}
+        return False
 
     # Users other than root
 
