@@ -114,9 +114,7 @@ def same(host: Namespace, before: dict[str, Any]) -> None:
         wait_until(lambda: looks(host) == before, 5.0)
     except TimeoutError:
         now = looks(host)
-        assert {key: now[key] for key in now if now[key] != before[key]} == {
-            key: before[key] for key in now if now[key] != before[key]
-        }
+        assert now == before, [(key, now[key], "instead of", before[key]) for key in now if now[key] != before[key]]
 
 
 def kill(process: Process) -> None:

@@ -13,12 +13,15 @@ from tests.vm import kernels, machine, matrix, page
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/vm",
-        usage="scripts/vm [OPTION…] KERNEL [COMMAND…] | --matrix [KERNEL…] | --list",
+        usage="scripts/vm [OPTION…] KERNEL [COMMAND…] | --matrix [--again] [KERNEL…] | --list",
         description="Run the matrix's tests, or a command, with another kernel.",
     )
     parser.add_argument("--list", action="store_true", help="what kernels there are")
     parser.add_argument(
         "--matrix", action="store_true", help="run all of them and this machine's own, and write docs/kernels.md"
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="with --matrix: only the files that failed, or were not run, last time"
     )
     parser.add_argument("--all", action="store_true", help="all tests, not only the matrix's")
     parser.add_argument(
@@ -40,7 +43,7 @@ def main() -> int:
     if wrong := [name for name in asked if name not in known]:
         parser.error(f"no kernel {wrong[0]}; there are {', '.join(known)}")
     if options.matrix:
-        return 1 if matrix.run(asked or known) else 0
+        return 1 if matrix.run(asked or known, again=options.again) else 0
     if not asked:
         parser.error(f"which kernel? There are {', '.join(known)}")
     command = options.words[1:] or matrix.pytest_command(*(["tests"] if options.all else []))

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -24,7 +25,7 @@ from tests.vm.page import NATIVE, page
 CHECKOUT = CACHE.parents[1]
 PAGE = CHECKOUT / "docs/kernels.md"
 RESULTS = CACHE / "results"
-SECONDS = 3600.0
+SECONDS = 5400.0
 
 TESTS = {
     "tests/bpf/test_port.py": (),
@@ -69,12 +70,14 @@ TESTS = {
 """Files, and those of their tests that are taken, where it is not all."""
 
 
+def selection(files: Iterable[str]) -> tuple[str, ...]:
+    """These files' tests, as pytest takes them."""
+    return tuple(f"{file}::{name}" if name else file for file in files for name in TESTS[file] or ("",))
+
+
 def pytest_command(*arguments: str) -> list[str]:
     """pytest as a matrix runs it, with its report in /results; by default the matrix's own tests."""
-    if not arguments:
-        arguments = tuple(
-            f"{file}::{name}" if name else file for file, names in TESTS.items() for name in names or ("",)
-        )
+    arguments = arguments or selection(TESTS)
     options = (
         "-q -p tests.vm.instant -p no:cacheprovider --tb=short --junitxml=/results/junit.xml -o junit_family=xunit1"
     )
@@ -82,23 +85,35 @@ def pytest_command(*arguments: str) -> list[str]:
     return ["python", "-m", "pytest", *options.split(), "-o", timeout, *arguments]
 
 
-def _script(results: str) -> str:
-    command = " ".join(f"'{word}'" for word in pytest_command())
+def _script(results: str, files: Iterable[str]) -> str:
+    command = " ".join(f"'{word}'" for word in pytest_command(*selection(files)))
     return f"python -m tests.vm.facts {results}/facts.json; exec {command}".replace("/results/", f"{results}/")
 
 
-def run(names: list[str]) -> int:
-    """Run on each of these kernels, keep what came out, write the page anew; the number of kernels with a failure."""
+def run(names: list[str], *, again: bool = False) -> int:
+    """Run on each of these kernels, keep what came out, write the page anew; the number of kernels with a failure.
+
+    With ``again`` only those files are run that had a failure last time, or did not run; the others' results stay.
+    """
     RESULTS.mkdir(parents=True, exist_ok=True)
     bad = 0
     for name in names:
-        print(f"vm: {name}", file=sys.stderr)
+        kept = RESULTS / f"{name}.json"
+        before = json.loads(kept.read_text()) if again and kept.exists() else {}
+        files = [file for file in TESTS if not _passed(file, before)]
+        if not files:
+            continue
+        print(f"vm: {name}: {len(files)} of {len(TESTS)} files", file=sys.stderr)
         try:
-            made = _native() if name == NATIVE else _guest(name)
+            made = _native(files) if name == NATIVE else _guest(name, files)
         except kernels.NotToBeHad as error:
             made = {"why": str(error)}
-        made |= {"name": name, "date": time.strftime("%Y-%m-%d", time.gmtime())}
-        (RESULTS / f"{name}.json").write_text(json.dumps(made, indent=1))
+        made |= {"name": name, "date": time.strftime("%Y-%m-%d", time.gmtime()), "runs": 1}
+        if len(files) < len(TESTS):
+            made["tests"] = [test for test in before["tests"] if _file(test) not in files] + made.get("tests", [])
+            made["seconds"] = before["seconds"] + made.get("seconds", 0.0)
+            made["runs"] += before.get("runs", 1)
+        kept.write_text(json.dumps(made, indent=1))
         failed = sorted(test["id"] for test in made.get("tests", []) if test["outcome"] == "failed")
         bad += bool(failed or made.get("why"))
         for line in [made.get("why"), *failed]:
@@ -108,22 +123,34 @@ def run(names: list[str]) -> int:
     return bad
 
 
-def _guest(name: str) -> dict[str, Any]:
+def _file(test: dict[str, Any]) -> str:
+    return str(test["id"]).partition("::")[0]
+
+
+def _passed(file: str, result: dict[str, Any]) -> bool:
+    """Whether this file was run, with no test of it failing."""
+    outcomes = {test["outcome"] for test in result.get("tests", []) if _file(test) == file}
+    return bool(outcomes) and "failed" not in outcomes
+
+
+def _guest(name: str, files: list[str]) -> dict[str, Any]:
     kernel = kernels.fetch(kernels.KERNELS[name])
-    outcome = machine.run(kernel, ["bash", "-c", _script("/results")], SECONDS)
+    outcome = machine.run(kernel, ["bash", "-c", _script("/results", files)], SECONDS)
     made = {"package": kernel.version, "seconds": outcome.seconds, "emulated": machine.slowness() > 1}
     if outcome.why:
         made["why"] = outcome.why
     return made | _read(outcome.files)
 
 
-def _native() -> dict[str, Any]:
+def _native(files: list[str]) -> dict[str, Any]:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vdexdp-vm-") as place:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        subprocess.run(["bash", "-c", _script(place)], cwd=CHECKOUT, env={**os.environ, "PATH": path}, check=False)
-        files = {file.name: file.read_bytes() for file in Path(place).iterdir()}
-    return {"package": "this machine's", "seconds": time.monotonic() - began, "emulated": False} | _read(files)
+        subprocess.run(
+            ["bash", "-c", _script(place, files)], cwd=CHECKOUT, env={**os.environ, "PATH": path}, check=False
+        )
+        found = {file.name: file.read_bytes() for file in Path(place).iterdir()}
+    return {"package": "this machine's", "seconds": time.monotonic() - began, "emulated": False} | _read(found)
 
 
 def _read(files: dict[str, bytes]) -> dict[str, Any]:

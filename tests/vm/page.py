@@ -32,6 +32,7 @@ sudo scripts/vm 5.10
 sudo scripts/vm 6.1 python -m pytest -q tests/bpf
 sudo scripts/vm 5.10 vdexdp doctor
 sudo scripts/vm --all 6.12                                    # every test there is
+sudo scripts/vm --matrix --again                              # what failed, or is missing, in the last matrix
 ```
 
 KVM is used where it is found to work, else QEMU emulates the processor; labs are then given eight times the time,
@@ -41,6 +42,13 @@ Continuous integration runs the whole suite on its own kernel, and boots one mac
 that this machinery stays whole (`tests/test_vm.py`, 9 s). A kernel of the matrix does not fit in there: the suite may
 take 15 minutes on two cores and takes 12; the root file system alone takes 60 s to make from packages, and 260 tests
 of the programs with three of plugs took 200 s on an emulated 6.1.
+"""
+
+FALLBACKS = """
+What is done instead is shown with frames: clsact by every test on 5.10 and 6.1, floods by clones on every kernel. Every
+kernel of the matrix has links for XDP; XDP by netlink is shown where they are taken away: two tests of
+`tests/control/test_features.py` answer vdexdp's bpf(2) as a kernel without any of these features would, and check
+traffic between every kind of port, captures, and what a killed daemon leaves.
 """
 
 VERIFIER = """
@@ -80,6 +88,7 @@ def _summary(found: list[dict[str, Any]], files: int) -> str:
         tests = one.get("tests", [])
         ran = len({test["id"].partition("::")[0] for test in tests})
         part = f"; {ran} of {files} test files" if ran < files else ""
+        part += f"; in {one['runs']} runs" if one.get("runs", 1) > 1 else ""
         how = "emulated" if one.get("emulated") else "KVM" if one["name"] != NATIVE else "native"
         rows.append(
             [
@@ -107,7 +116,7 @@ def _features(found: list[dict[str, Any]]) -> str:
         has = ["yes" if one["features"].get(name) else "–" for one in with_features]
         rows.append([row.title, *has, row.instead])
     head = ["", *map(_title, with_features), "where it is missing"]
-    return "\n## Features\n\nAs probed.\n\n" + _table(head, rows)
+    return "\n## Features\n\nAs probed.\n\n" + _table(head, rows) + FALLBACKS
 
 
 def _programs(found: list[dict[str, Any]]) -> str:
