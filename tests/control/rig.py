@@ -151,8 +151,11 @@ def until(condition: Callable[[], object], what: str, timeout: float = 10.0) -> 
     wait_until(condition, timeout, what)
 
 
-def version(place: Path, change: bytes, delay: float = 0.0) -> Path:
-    """A copy of this package whose kernel programs begin with other instructions, and take ``delay`` seconds."""
+def version(place: Path, change: bytes, delay: float = 0.0, patience: float = 10.0) -> Path:
+    """A copy of this package whose kernel programs begin with other instructions, and take ``delay`` seconds.
+
+    ``patience``: for how long its daemon waits for plugs that come back.
+    """
     root = Path(bytecode.__file__).parents[2]
     shutil.copytree(root / "vdexdp", place / "vdexdp", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(root / "bpf", place / "bpf")
@@ -164,6 +167,8 @@ def version(place: Path, change: bytes, delay: float = 0.0) -> Path:
         module.write(
             f"\nimport time\nread = images\ndef images(names):\n    time.sleep({delay})\n    return read(names)\n"
         )
+    with (place / "vdexdp/control/core.py").open("a") as module:
+        module.write(f"\nCOME_BACK = {patience}\n")
     return place
 
 

@@ -35,8 +35,8 @@ RATE = 1000
 """Frames each second and sender."""
 ETHERTYPE = bytes.fromhex("88b5")
 MACS = {"left": bytes.fromhex("020000000701"), "right": bytes.fromhex("020000000702"), "stream": b"\x02\0\0\0\x07\x03"}
-SLOW = 3.5
-"""Seconds; more than ``server.COME_BACK``."""
+SLOW = 2.0
+"""Seconds to load the programs, and more than the daemon waits then."""
 NOP = bytes.fromhex("b700000000000000")  # r0 = 0
 
 Port = RawPort | StreamPort
@@ -204,7 +204,7 @@ def test_crash_and_upgrade_of_a_node_with_a_network(patched: Net, tmp_path: Path
 
 
 def upgrade(net: Net, tmp_path: Path) -> None:
-    package = version(tmp_path, NOP, SLOW)
+    package = version(tmp_path, NOP, SLOW, SLOW / 2)
     before = programs(net.left)
     with Flood(net.ports) as flood:
         process = change(net, signal.SIGTERM, package=package)

@@ -11,17 +11,33 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.control import rig
-from tests.control.rig import call, daemon, kill, listening, looks, ping, plug, port, same, tunnel, until, wire
+from tests.control.rig import (
+    START,
+    call,
+    daemon,
+    kill,
+    listening,
+    looks,
+    ping,
+    plug,
+    port,
+    same,
+    tunnel,
+    until,
+    version,
+    wire,
+)
 from tests.labkit import VDEXDP, TwoHosts
 from vdexdp.control import client, rundir, scrape
 from vdexdp.control.channel import Channel
-from vdexdp.control.core import COME_BACK
 from vdexdp.control.features import Features
 from vdexdp.control.protocol import RUN_DIR, Bridge
 from vdexdp.errors import HangUp, HostError
@@ -156,7 +172,8 @@ def test_every_kind_of_plug_comes_back(lab: Lab) -> None:
     os.close(tap)
 
 
-def test_plugs_that_wait_for_a_busy_daemon_are_not_late(lab: Lab) -> None:
+def test_plugs_that_wait_for_a_busy_daemon_are_not_late(lab: Lab, tmp_path: Path) -> None:
+    package = version(tmp_path, b"", patience=1.0)
     host = lab.host("host")
     for n in (1, 2, 3, 4):
         lab.guest(host, f"g{n}", n)
@@ -164,14 +181,15 @@ def test_plugs_that_wait_for_a_busy_daemon_are_not_late(lab: Lab) -> None:
     before = looks(host)
     plugs = [plug(host, wire("g1"), wire("g2")), plug(host, wire("g3"), wire("g4"))]
     kill(master)
-    master = daemon(host)
+    master = host.spawn(sys.executable, "-P", "-m", "vdexdp", "daemon", env={"PYTHONPATH": str(package)})
+    until(lambda: listening(host), "another daemon", START)
     master.signal(signal.SIGSTOP)
     with host.entered():
         for held in plugs:
             held.serve()
             held.tick()
             assert held.state == "resuming"
-    time.sleep(COME_BACK + 0.5)
+    time.sleep(1.5)
     master.signal(signal.SIGCONT)
     for held in plugs:
         tick(held, host)

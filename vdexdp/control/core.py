@@ -34,8 +34,8 @@ LINGER: Final = 1.0
 """Seconds that a daemon started on demand stays after its last plug."""
 START_LINGER: Final = 10.0
 """Seconds that it waits for its first one."""
-COME_BACK: Final = 3.0
-"""Seconds that plugs of a dead daemon have to come back: from when one could, and after each that did."""
+COME_BACK: Final = 10.0
+"""Seconds that plugs of a dead daemon have to come back, while their processes live; again after each that did."""
 
 
 class Core:

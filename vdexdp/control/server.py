@@ -12,6 +12,7 @@ import selectors
 import signal
 import socket
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
@@ -23,12 +24,15 @@ from vdexdp.control.log import Log
 from vdexdp.control.policy import DEFAULT_FILE
 from vdexdp.control.protocol import failure
 from vdexdp.control.requests import Requests
+from vdexdp.control.rundir import started
 from vdexdp.errors import HostError, ProtocolError, VdexdpError
 
 PEERS_EVERY: Final = 2.0
 CONNECTIONS_MAX: Final = 1024
 ROOTS_SHARE: Final = 128
 """How many of them are root's alone."""
+LIVING_EVERY: Final = 1.0
+"""Seconds after which the processes of plugs that are to come back are looked at: they may have ended."""
 
 
 class Server(Requests):
@@ -75,6 +79,7 @@ class Server(Requests):
         times = [self.next_peers if self.model and self.model.tunnels.lacs else now + 60.0]
         times += [self.leave_at] if self.leave_at is not None else []
         times += [self.wait_until] if self.awaited or self.sweep is not None else []
+        times += [now + LIVING_EVERY] if self.awaited else []
         times += [self.revive_at] if self.revive_at is not None else []
         times += self.paused.values()
         times += [now] if self._strays_are_due() else []
@@ -82,10 +87,11 @@ class Server(Requests):
         return max(0.0, min(times) - now)
 
     def _await_plugs(self, *, idle: bool) -> None:
-        """Go on when all plugs of the daemon before are back, or had their time.
+        """Go on when all plugs of the daemon before are back, or dead, or had their time.
 
         One that waits in our queue is not late, however slow we are: it takes a moment with nothing else to do.
         """
+        self.awaited = Counter({pid: count for pid, count in self.awaited.items() if started(pid)})
         late = idle and time.monotonic() >= self.wait_until
         if self.awaited and late:
             self.awaited.clear()
