@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a kernel has and what our programs cost its verifier: ``python -m tests.vm.facts FILE`` writes it as JSON.
+"""What a kernel has and what our programs cost its verifier: ``python -m tests.vm.facts`` prints it, a line of JSON.
 
 The programs are counted as the daemon's loader hands them to the kernel, with whatever it puts in for what is missing.
 """
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -48,4 +46,4 @@ def gather() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(json.dumps(gather(), indent=1))
+    print(json.dumps({"facts": gather()}))

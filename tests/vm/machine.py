@@ -85,6 +85,7 @@ class Outcome:
 
     status: int | None
     seconds: float
+    output: str
     why: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
 
@@ -176,20 +177,20 @@ def run(
             *(f"-drive=if=virtio,format=raw,file={path},{option}" for path, option in disks),
         ]
         argv = [word for one in argv for word in (one.split("=", 1) if one.startswith("-drive=") else [one])]
-        timed_out = _live(argv, timeout, place)
+        output, timed_out = _live(argv, timeout, place)
         seconds = time.monotonic() - began
         files = _results(place / "results")
         if "status" in files:
-            return Outcome(int(files.pop("status")), seconds, files=files)
+            return Outcome(int(files.pop("status")), seconds, output, files=files)
         console = (place / "console").read_text(errors="replace").splitlines()[-_LAST_LINES:]
         what = f"not done within {timeout:.0f} s" if timed_out else "ended before its command did"
-        return Outcome(
-            None, seconds, "\n".join([f"the virtual machine was {what}; its kernel's last words:", *console])
-        )
+        why = [f"the virtual machine was {what}; its kernel's last words:", *console]
+        return Outcome(None, seconds, output, "\n".join(why))
 
 
-def _live(argv: list[str], timeout: float, place: Path) -> bool:
-    """Run QEMU, copying its standard output; True where it had to be ended."""
+def _live(argv: list[str], timeout: float, place: Path) -> tuple[str, bool]:
+    """Run QEMU, copying its standard output; what that was, and True where it had to be ended."""
+    said = bytearray()
     with (place / "messages").open("wb") as messages:
         guest = subprocess.Popen(
             argv,
@@ -209,6 +210,7 @@ def _live(argv: list[str], timeout: float, place: Path) -> bool:
     alarm.start()
     try:
         while chunk := os.read(guest.stdout.fileno(), 1 << 16):
+            said += chunk
             sys.stdout.buffer.write(chunk.replace(b"\r\n", b"\n"))
             sys.stdout.buffer.flush()
         guest.wait()
@@ -219,7 +221,7 @@ def _live(argv: list[str], timeout: float, place: Path) -> bool:
             guest.wait()
     if guest.returncode and not timed_out.is_set():
         raise NotToBeHad(f"QEMU: {(place / 'messages').read_text(errors='replace').strip()}")
-    return timed_out.is_set()
+    return said.decode(errors="replace"), timed_out.is_set()
 
 
 def _results(disk: Path) -> dict[str, bytes]:

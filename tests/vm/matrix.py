@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from tests.vm import kernels, machine
 from tests.vm.kernels import CACHE
@@ -26,6 +26,8 @@ CHECKOUT = CACHE.parents[1]
 PAGE = CHECKOUT / "docs/kernels.md"
 RESULTS = CACHE / "results"
 SECONDS = 5400.0
+_LINE = re.compile(r"(?P<outcome>passed|failed|skipped) (?P<id>tests/.*) (?P<seconds>\d+) s(?:: (?P<reason>.*))?")
+"""What tests.vm.instant prints."""
 
 TESTS = {
     "tests/bpf/test_port.py": (),
@@ -76,18 +78,14 @@ def selection(files: Iterable[str]) -> tuple[str, ...]:
 
 
 def pytest_command(*arguments: str) -> list[str]:
-    """pytest as a matrix runs it, with its report in /results; by default the matrix's own tests."""
-    arguments = arguments or selection(TESTS)
-    options = (
-        "-q -p tests.vm.instant -p no:cacheprovider --tb=short --junitxml=/results/junit.xml -o junit_family=xunit1"
-    )
+    """pytest as a matrix runs it; by default the matrix's own tests."""
+    options = "-q -p tests.vm.instant -p no:cacheprovider --tb=short"
     timeout = f"timeout={round(120 * machine.slowness())}"
-    return ["python", "-m", "pytest", *options.split(), "-o", timeout, *arguments]
+    return ["python", "-m", "pytest", *options.split(), "-o", timeout, *(arguments or selection(TESTS))]
 
 
-def _script(results: str, files: Iterable[str]) -> str:
-    command = " ".join(f"'{word}'" for word in pytest_command(*selection(files)))
-    return f"python -m tests.vm.facts {results}/facts.json; exec {command}".replace("/results/", f"{results}/")
+def _script(files: Iterable[str]) -> str:
+    return f"python -m tests.vm.facts; exec {shlex.join(pytest_command(*selection(files)))}"
 
 
 def run(names: list[str], *, again: bool = False) -> int:
@@ -135,38 +133,38 @@ def _passed(file: str, result: dict[str, Any]) -> bool:
 
 def _guest(name: str, files: list[str]) -> dict[str, Any]:
     kernel = kernels.fetch(kernels.KERNELS[name])
-    outcome = machine.run(kernel, ["bash", "-c", _script("/results", files)], SECONDS)
+    outcome = machine.run(kernel, ["bash", "-c", _script(files)], SECONDS)
     made = {"package": kernel.version, "seconds": outcome.seconds, "emulated": machine.slowness() > 1}
-    if outcome.why:
-        made["why"] = outcome.why
-    return made | _read(outcome.files)
+    return made | read(outcome.output, outcome.why)
 
 
 def _native(files: list[str]) -> dict[str, Any]:
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="vdexdp-vm-") as place:
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        subprocess.run(
-            ["bash", "-c", _script(place, files)], cwd=CHECKOUT, env={**os.environ, "PATH": path}, check=False
-        )
-        found = {file.name: file.read_bytes() for file in Path(place).iterdir()}
-    return {"package": "this machine's", "seconds": time.monotonic() - began, "emulated": False} | _read(found)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    lines = []
+    with subprocess.Popen(
+        ["bash", "-c", _script(files)], cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout or ():
+            sys.stdout.write(line)
+            lines.append(line)
+    made = {"package": "this machine's", "seconds": time.monotonic() - began, "emulated": False}
+    return made | read("".join(lines))
 
 
-def _read(files: dict[str, bytes]) -> dict[str, Any]:
-    made: dict[str, Any] = json.loads(files.get("facts.json", b"{}"))
-    if "junit.xml" not in files:
-        return made | {"why": "pytest did not come to its end"}
-    made["tests"] = [_test(case) for case in ElementTree.fromstring(files["junit.xml"].decode()).iter("testcase")]
-    return made
-
-
-def _test(case: ElementTree.Element) -> dict[str, Any]:
-    outcome, reason = "passed", ""
-    for child in case:
-        if child.tag in ("failure", "error"):
-            outcome, reason = "failed", child.get("message", "")
-        elif child.tag == "skipped":
-            outcome, reason = "skipped", child.get("message", "")
-    file = case.get("file", "?")
-    return {"id": f"{file}::{case.get('name')}", "outcome": outcome, "reason": reason, "seconds": case.get("time")}
+def read(output: str, why: str = "") -> dict[str, Any]:
+    """What a run has printed: facts and tests.  Where it was cut short, ``why``, the last file does not count."""
+    made: dict[str, Any] = {}
+    tests: dict[str, dict[str, Any]] = {}
+    for line in output.splitlines():
+        if line.startswith('{"facts": '):
+            made |= json.loads(line)["facts"]
+        elif found := _LINE.fullmatch(line.rstrip()):
+            one = {**found.groupdict(), "reason": found["reason"] or ""}
+            if tests.get(one["id"], {}).get("outcome") != "failed":  # it may pass, and fail to clean up
+                tests[one["id"]] = one
+    if why or not tests:
+        made["why"] = why or "pytest did not come to its end"
+        last = _file(list(tests.values())[-1]) if tests else ""
+        tests = {name: one for name, one in tests.items() if _file(one) != last}
+    return made | {"tests": list(tests.values())}
