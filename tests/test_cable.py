@@ -6,10 +6,12 @@ Shows it with real pipes and sockets; needs no privilege.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import select
 import signal
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -257,3 +259,129 @@ def test_sizes(size: int) -> None:
     sink = Source()
     Cable(Source(frames, every=0.0), sink).run()
     assert sink.taken == frames
+
+
+class Wire(Stream):
+    """One end of a socket that keeps frames apart; counts which way each frame goes."""
+
+    def __init__(self, end: socket.socket, timeout: float | None = None) -> None:
+        super().__init__()
+        self.end = end
+        self.short = self.long = self.calls = 0
+        self._due = None if timeout is None else time.monotonic() + timeout
+
+    def readers(self) -> Sequence[int]:
+        return (self.end.fileno(),)
+
+    def timeout(self) -> float | None:
+        return None if self._due is None else max(0.0, self._due - time.monotonic())
+
+    def recv(self, batch: Batch) -> None:
+        self.calls += 1
+        if self._due is not None and time.monotonic() >= self._due:
+            raise HangUp("time is up")
+        try:
+            while not batch.full:
+                batch.append(self.end.recv(FRAME_MAX))
+                self.long += 1
+        except BlockingIOError:
+            pass
+
+    def recv_one(self, row: memoryview) -> int:
+        try:
+            size = self.end.recv_into(row)
+        except BlockingIOError:
+            return 0
+        self.short += 1
+        return size
+
+    def send(self, batch: Batch, start: int = 0) -> int:
+        for index in range(start, batch.count):
+            self.end.send(batch[index])
+        return batch.count - start
+
+    def send_one(self, frame: memoryview) -> bool:
+        return len(frame) < 1000 and self.end.send(frame) > 0
+
+    def close(self) -> None:
+        self.end.close()
+
+
+def sockets() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+
+
+def test_singles_and_bursts_change_the_way_and_keep_their_order() -> None:
+    (guest, near), (far, peer) = sockets(), sockets()
+    first, second = Wire(near), Wire(far)
+    cable = Cable(first, second)
+    frames = some_frames(400)
+    arrived: list[bytes] = []
+    numbers = random.Random(3)
+    waiting = list(frames)
+    while waiting:
+        count = numbers.choice((1, 1, 1, 30))
+        for frame in waiting[:count]:
+            guest.send(frame)
+        del waiting[:count]
+        time.sleep(0.0003)
+        while cable.step(0.0) is None and select.select([near], [], [], 0)[0]:
+            pass
+        while select.select([peer], [], [], 0)[0]:
+            arrived.append(peer.recv(FRAME_MAX))
+    assert arrived == frames
+    assert (cable.left.frames, cable.left.bytes) == (400, sum(map(len, frames)))
+    assert first.short > 0
+    assert first.long > 100, "bursts go by the batch"
+    for end in (guest, near, far, peer):
+        end.close()
+
+
+def test_a_timer_is_heard_through_frames_that_come_singly() -> None:
+    (guest, near), (far, peer) = sockets(), sockets()
+    first, second = Wire(near, timeout=0.1), Wire(far)
+    cable = Cable(first, second)
+    end = time.monotonic() + 5
+    ending = None
+    while ending is None and time.monotonic() < end:
+        guest.send(bytes(60))
+        time.sleep(0.0005)
+        ending = cable.step(0.0) or cable.step(0.001)
+        peer.recv(FRAME_MAX)
+    assert ending == Ending(first, "time is up")
+    assert first.short > 10
+    for one in (guest, near, far, peer):
+        one.close()
+
+
+def test_a_single_frame_that_is_cut_blocks_its_flow_until_the_rest_is_out() -> None:
+    guest, near = sockets()
+    outlet, sink = os.pipe()
+    nothing, feeder = os.pipe()
+    stream = ByteStream(nothing, sink, "stream")
+    cable = Cable(Wire(near), stream)
+    os.write(feeder, GREETING)  # who says so takes a frame in pieces
+    for _ in range(3):
+        assert cable.step(0.05) is None
+    assert os.read(outlet, 100) == GREETING
+    room = fcntl.fcntl(sink, fcntl.F_GETPIPE_SZ) - select.PIPE_BUF
+    os.write(sink, bytes(room))
+    frames = [bytes([number]) * 900 for number in range(20)]
+    got = b""
+    for frame in frames:
+        guest.send(frame)
+        time.sleep(0.0003)
+        cable.step(0.0)
+    assert cable.left.frames < len(frames), "the pipe was to be too small"
+    assert stream.writer() is not None
+    while len(got) < room + sum(len(frame) + 2 for frame in frames):
+        got += os.read(outlet, 1 << 20)
+        for _ in range(3):
+            assert cable.step(0.01) is None
+    assert got[room:] == b"".join(map(encode, frames))
+    assert cable.left.frames == len(frames)
+    for one in (guest, near):
+        one.close()
+    stream.close()
+    for fd in (outlet, sink, nothing, feeder):
+        os.close(fd)

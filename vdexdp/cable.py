@@ -17,17 +17,21 @@ delivered what it holds, and costs nothing meanwhile.
 
 Where frames come singly, the round trip is made of what happens between two calls to poll, in caches that others have
 used since.  So what to poll and what it means is worked out only when an answer of the streams has changed, and the
-ordinary case, one readable descriptor, takes the shortest way.
+ordinary case, one readable descriptor, takes the shortest way: where both streams have one, a single frame goes from
+the source's system call to the sink's, past the batch (``Stream.recv_one``, ``Stream.send_one``), and nothing is
+worked out anew after it.
 """
 
 from __future__ import annotations
 
 import select
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vdexdp.errors import HangUp
 from vdexdp.plugins.base import Batch, Stream
+from vdexdp.plugins.pace import Pace
 from vdexdp.signals import received
 
 
@@ -48,6 +52,12 @@ class Flow:
         self._may_block = type(self.sink).writer is not Stream.writer
         self._has_timer = type(self.source).timeout is not Stream.timeout
         self._has_chores = type(self.source).chores is not Stream.chores
+        recv_one, send_one = type(self.source).recv_one, type(self.sink).send_one
+        self._short = recv_one is not Stream.recv_one and send_one is not Stream.send_one
+        self._row = self._batch.rows[0]
+        self._pace = Pace()
+        self.settled = False
+        """The last ``input`` has changed nothing in what there is to wait for."""
 
     def state(self) -> _State:
         """What there is to wait for."""
@@ -71,6 +81,29 @@ class Flow:
                 return Ending(self.source, str(end))
             self._ended = end
         return self._send() if batch.count else None
+
+    def input(self) -> Ending | None:
+        """Answer a readable source, the short way if its frames come singly.  Only for a flow that is not blocked."""
+        self.settled = False
+        if not self._short:
+            return self.read()
+        if not self._pace.single(time.monotonic()):
+            ending = self.read()
+            self._pace.found(self._batch.count)
+            return ending
+        row = self._row
+        length = self.source.recv_one(row)
+        if not length:
+            return self.read()
+        if not self.sink.send_one(row[:length]):
+            self._batch.lengths[0] = length
+            self._batch.count = 1
+            self._start = 0
+            return self._send()
+        self.frames += 1
+        self.bytes += length
+        self.settled = not self._may_block or self.sink.writer() is None
+        return None
 
     def resume(self) -> Ending | None:
         """Go on with a blocked flow, whose descriptor is writable."""
@@ -148,16 +181,20 @@ class Cable:
         self._polled: dict[int, int] = {}
         self._planned = _NOTHING_PLANNED
         self._plan = _Plan((), (), (), (), {})
+        self._settled = False  # nothing has changed since the plan was made
+        self._due: float | None = None  # when a source wants to be read without input, by time.monotonic()
 
     def watch(self, fd: int, callback: Watcher) -> None:
         """Call ``callback`` whenever ``fd`` is readable or hung up.  If it returns an Ending, the cable ends."""
         self._watched[fd] = callback
         self._planned = _NOTHING_PLANNED
+        self._settled = False
 
     def unwatch(self, fd: int) -> None:
         """Forget a watched descriptor; call it before the descriptor is closed."""
         self._watched.pop(fd, None)
         self._planned = _NOTHING_PLANNED
+        self._settled = False
 
     def stop_on(self, signals: int) -> None:
         """End the cable when ``signals``, from ``vdexdp.signals.as_descriptor``, reports one; its name is the cause."""
@@ -177,27 +214,40 @@ class Cable:
 
     def step(self, timeout: float | None = None) -> Ending | None:
         """Wait once, for at most ``timeout`` seconds, and move what can be moved."""
+        if not self._settled:
+            self._settle()
+        plan = self._plan
+        late = False
+        if self._due is not None:
+            left = self._due - time.monotonic()
+            late = left <= 0.0
+            if timeout is None or left < timeout:
+                timeout = left
+        # Rounded up: a wait that ends a fraction of a millisecond early would be a busy loop.
+        events = self._poll.poll(None if timeout is None else max(0, -int(-timeout * 1000 // 1)))
+        if len(events) == 1 and not late:
+            fd, what = events[0]
+            flow = plan.only_read.get(fd)
+            if flow is not None and what & ~select.POLLOUT:
+                ending = flow.input()
+                self._settled = flow.settled
+                return ending
+        self._settled = False
+        return self._answer(plan, dict(events))
+
+    def _settle(self) -> None:
+        """Find out what there is to wait for, and for how long."""
         left, right = self.left.state(), self.right.state()
         if left != self._planned[0] or right != self._planned[1]:
             self._plan = self._make_plan(left, right)
             self._planned = (left, right)
-        plan = self._plan
-        due = False
-        for flow, _ in plan.reading:
+        self._due = None
+        for flow, _ in self._plan.reading:
             if flow.timed():
                 limit = flow.timeout()
                 if limit is not None:
-                    due = True
-                    timeout = limit if timeout is None else min(limit, timeout)
-
-        # Rounded up: a wait that ends a fraction of a millisecond early would be a busy loop.
-        events = self._poll.poll(None if timeout is None else max(0, -int(-timeout * 1000 // 1)))
-        if len(events) == 1 and not due:
-            fd, what = events[0]
-            only = plan.only_read.get(fd)
-            if only is not None and what & ~select.POLLOUT:
-                return only.read()
-        return self._answer(plan, dict(events))
+                    due = time.monotonic() + limit
+                    self._due = due if self._due is None else min(due, self._due)
 
     def _answer(self, plan: _Plan, ready: dict[int, int]) -> Ending | None:
         ending = None

@@ -19,6 +19,7 @@ from vdexdp.control.abi import S
 from vdexdp.control.libbpf import Map
 from vdexdp.control.sockets import swap16, words
 from vdexdp.lab import Lab
+from vdexdp.lab.measure import cpu_seconds
 
 PORTS, ENTRIES, PEERS = 100, 10_000, 50
 SCRAPES = 20
@@ -34,11 +35,6 @@ def many_descriptors() -> Iterator[None]:
     while PLUGS:
         PLUGS.pop().close()
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time of a process, ended threads included: its clock, as clock_getcpuclockid(3) makes it."""
-    return time.clock_gettime(~pid << 3 | 2)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import os
 import re
 import statistics
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,9 +114,11 @@ def busy_seconds() -> float:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU seconds, user and system, that a process has used.  Raises FileNotFoundError when it is gone."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """CPU seconds, user and system, that a process has used, ended threads included.  Raises OSError when it is gone.
+
+    By its clock, as clock_getcpuclockid(3) makes it: /proc/PID/stat counts in ticks of 10 ms.
+    """
+    return time.clock_gettime(~pid << 3 | 2)
 
 
 def pss_bytes(pid: int) -> int:

@@ -264,6 +264,18 @@ class Stream(ABC):
         """Push out what ``send`` took but could not write yet.  Called when ``writer`` is writable."""
         return
 
+    def recv_one(self, row: memoryview) -> int:
+        """Read one frame into ``row`` and return its length; 0 where ``recv`` has to be called instead.
+
+        The short way for frames that come singly.  Called only when one of ``readers`` is readable, and only where a
+        class overrides it.
+        """
+        return 0
+
+    def send_one(self, frame: memoryview) -> bool:
+        """Take one frame the short way; False where ``send`` has to be called instead.  See ``recv_one``."""
+        return False
+
     def chores(self) -> Sequence[int]:
         """Descriptors to poll for input all the time, even while ``recv`` is not wanted; readable: call ``do_chores``.
 

@@ -54,6 +54,9 @@ _recvmmsg.restype = ctypes.c_int
 _sendmmsg = _libc.sendmmsg
 _sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
 _sendmmsg.restype = ctypes.c_int
+_writev = _libc.writev
+_writev.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+_writev.restype = ctypes.c_ssize_t
 _memmove = ctypes.memmove
 
 if ctypes.sizeof(ctypes.c_void_p) != 8:
@@ -101,7 +104,8 @@ class Vector:
         self.words32 = memoryview(self._messages).cast("I")
         self.step = 2 * parts
         self.lengths_at = self.step - 1
-        row, iovec = address_of(memory), address_of(self._iovecs)
+        row = address_of(memory)
+        self._iovecs_at = iovec = address_of(self._iovecs)
         headers = address_of(self.headers) if header else 0
         names = address_of(self.names) if name else 0
         controls = address_of(self.controls) if control else 0
@@ -129,6 +133,11 @@ class Vector:
     def message(self, index: int) -> int:
         """The address of one mmsghdr."""
         return self.messages_at + index * _MMSGHDR
+
+    def pieces(self, index: int) -> tuple[int, int]:
+        """The address of the first iovec of a message, and how many each has."""
+        parts = self.step // 2
+        return self._iovecs_at + index * parts * _IOVEC, parts
 
     def set_lengths(self, lengths: Sequence[int], start: int) -> None:
         """Set the length of each row from ``start`` on."""
@@ -180,6 +189,21 @@ def transmit(
         if code != errno.EINTR:
             drops[reason(code)] += 1
             first += 1
+
+
+def write(fd: int, vector: Vector, first: int, count: int) -> int:
+    """Write ``count`` messages of ``vector`` from ``first`` on, headers included, to a byte stream without a break.
+
+    The number of bytes that were written, 0 where there was no room.  Raises OSError.
+    """
+    address, parts = vector.pieces(first)
+    written: int = _writev(fd, address, count * parts)
+    if written < 0:
+        code = ctypes.get_errno()
+        if code in (errno.EAGAIN, errno.EINTR):
+            return 0
+        raise OSError(code, os.strerror(code))
+    return written
 
 
 def reason(code: int | None) -> str:
@@ -239,6 +263,14 @@ class Reader:
             return keep(batch, first, [self._sound(length) for length in lengths])
         return count
 
+    def recv_one(self, row: memoryview) -> int:
+        """One datagram into ``row``, without header and name; 0 where ``recv`` has to be called, see Stream."""
+        try:
+            size = os.readv(self.fd, (row,))
+        except OSError:
+            return 0
+        return size if size and self._sound(size) else 0
+
     def _sound(self, length: int) -> bool:
         if length > FRAME_MAX:
             self.drops["too-big"] += 1
@@ -260,6 +292,14 @@ class Writer:
         self.fatal = fatal
         self._header = header
         self._vector: Vector = _NO_VECTOR
+
+    def send_one(self, frame: memoryview) -> bool:
+        """One datagram, without header and name; False where ``send`` has to be called, see Stream."""
+        try:
+            os.write(self.fd, frame)
+        except OSError:
+            return False
+        return True
 
     def send(self, batch: Batch, start: int = 0, names: Sequence[tuple[int, int]] = ()) -> int:
         """Send the frames from ``start`` on; return how many were taken: all.

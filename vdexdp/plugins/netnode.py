@@ -48,6 +48,7 @@ from vdexdp.plugins.forwarding import (
     headers,
 )
 from vdexdp.plugins.mmsg import Vector, keep, reason, receive, transmit
+from vdexdp.plugins.pace import Pace
 from vdexdp.plugins.reception import Client, Reception, Watch
 from vdexdp.plugins.sockdir import CONTROL, SocketDirectory, chosen_group, optional_mode, unlink
 from vdexdp.vnl import group, integer
@@ -58,12 +59,6 @@ STANDARD_PATH: Final = "/tmp/vdenode_"
 
 MODE: Final = 0o600
 DIRECTORY_MODE: Final = 0o2700
-
-BURST_GAP: Final = 1e-4
-"""Seconds; frames of one client that are closer together may have company."""
-
-SINGLES: Final = 8
-"""Frames that are read singly after company was expected in vain."""
 
 _TAGGED_MIN = FRAME_MIN + 4
 _ROUNDS = 4  # looks for input in one recv, so that the pump's other direction gets its turn
@@ -96,9 +91,7 @@ class Port(Station):
         self.name = client.name
         self.description = client.description
         self.spoken = 0  # bytes on the stream after the request
-        self.busy = False  # the last look found several frames
-        self.singles = SINGLES  # frames that were read singly since
-        self.looked = 0.0  # when frames were looked for, by time.monotonic()
+        self.pace = Pace()
 
 
 class _Vectors:
@@ -118,6 +111,7 @@ class NetnodeStream(Stream):
         self._policy = policy
         self._ports: dict[int, Port] = {}
         self._now = 0.0
+        self._company = False  # a client had several frames in this round
         self._spare: Batch | None = None
         self._ready: deque[int] = deque()
         self._vectors: dict[int, _Vectors] = {}
@@ -162,6 +156,7 @@ class NetnodeStream(Stream):
         ready = self._ready
         self._now = time.monotonic()
         for _ in range(_ROUNDS):
+            self._company = False
             if not ready:
                 ready.extend(self._watch.ready())
                 if not ready:
@@ -170,7 +165,7 @@ class NetnodeStream(Stream):
                 handler = self._watch.handler(ready.popleft())
                 if handler is not None:
                     handler(batch)
-            if batch.count:
+            if batch.count or not self._company:
                 break
         if self._reception.deadline() is not None:
             self._reception.expire()
@@ -206,21 +201,13 @@ class NetnodeStream(Stream):
     # Frames
 
     def _data_in(self, port: Port, batch: Batch) -> bool:
-        """Frames of one client; tell whether there were any.
-
-        Where they come singly, plain calls are quicker than those for many.  There are more, where a client has
-        something again before this ``recv`` is over; there may be, where it has within BURST_GAP, and that is tried now
-        and then.
-        """
+        """Frames of one client; tell whether there were any."""
         first = batch.count
         to = None
-        gap = self._now - port.looked
-        port.looked = self._now
-        if port.busy or not gap or (gap < BURST_GAP and port.singles >= SINGLES):
-            port.busy = self._burst_in(port, batch) > 1
-            port.singles = 0
+        if not port.pace.single(self._now):
+            port.pace.found(self._burst_in(port, batch))
+            self._company |= port.pace.company
         else:
-            port.singles += 1
             row = batch.rows[first]
             try:
                 length = batch.lengths[first] = port.data.recv_into(row)

@@ -53,6 +53,8 @@ PATH_MAX = 107
 SEND_BUFFER = 1 << 20
 """Bytes asked for; the kernel gives at most net.core.wmem_max.  Room for a burst: what does not fit is lost."""
 
+_SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+
 _GONE = FATAL | {errno.ECONNREFUSED, errno.ENOENT, errno.EPERM, errno.EACCES, errno.EPROTOTYPE}
 
 
@@ -129,6 +131,22 @@ class PtpStream(Stream):
                 self._leave()
         self.drops["no-peer"] += len(batch) - start
         return len(batch) - start
+
+    def recv_one(self, row: memoryview) -> int:
+        return self._reader.recv_one(row) if self._reader is not None else 0
+
+    def send_one(self, frame: memoryview) -> bool:
+        end = self._peer
+        try:
+            if end is not None:
+                end.send(frame, _SEND)
+            elif self._datagram is not None and self._datagram.alive:
+                self._datagram.send(frame)
+            else:
+                return False
+        except OSError:
+            return False
+        return True
 
     def fault(self) -> str:
         return self._fault or ("" if self._has_peer else "no peer yet")

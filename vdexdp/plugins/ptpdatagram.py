@@ -103,6 +103,13 @@ class DatagramEnd:
             self.target = None
         return code != errno.EPROTOTYPE and self._owns_name()
 
+    def send(self, frame: memoryview) -> None:
+        """Send one frame to the other end.  Raises OSError."""
+        if self.target is None:
+            self.socket.send(frame)
+        else:
+            self.socket.sendto(frame, self._other)
+
     def part(self) -> None:
         """The other end is gone: let another one come."""
         if self.target is None:

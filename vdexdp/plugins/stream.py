@@ -29,13 +29,13 @@ import os
 import re
 import select
 import stat
-import sys
 import termios
 from dataclasses import dataclass
 
 from vdexdp.errors import HangUp, HostError, ProtocolError, VnlError
 from vdexdp.plugins.base import FRAME_MAX, FRAME_MIN, Batch, NoKernelEnd, OpenContext, Parsed, Plugin, Stream
-from vdexdp.wire.vdestream import Decoder, TooLong, length_prefix
+from vdexdp.plugins.mmsg import Vector, write
+from vdexdp.wire.vdestream import PREFIX, Decoder, length_prefixes
 
 _READ = 65536
 _READS = 8
@@ -59,6 +59,8 @@ class ByteStream(Stream):
         self.name = name
         self._own = own
         self._decoder = Decoder()
+        self._prefix = bytearray(PREFIX)
+        self._vector: Vector | None = None
         self._more = False  # the decoder may hold whole frames
         self._rest = GREETING if greet else b""  # what is unwritten of the last frame taken
         self._full = False
@@ -82,22 +84,26 @@ class ByteStream(Stream):
 
     def recv(self, batch: Batch) -> None:
         decoder = self._decoder
+        rows, lengths = batch.rows, batch.lengths
         reads = 0
-        while not batch.full:
-            event = decoder.next_event()
-            if event is None:
-                self._more = False
-                if reads == _READS or not self._feed(batch):
-                    return
-                reads += 1
-            elif isinstance(event, TooLong):
-                cause = f"announces a frame of {event.size} bytes: this is not a vdestream"
+        while True:
+            for frame in decoder.next_frames(len(rows) - batch.count):
+                size = len(frame)
+                if FRAME_MIN <= size <= FRAME_MAX:
+                    rows[batch.count][:size] = frame
+                    lengths[batch.count] = size
+                    batch.count += 1
+                else:
+                    self.drops["runt" if size < FRAME_MIN else "too-big"] += 1
+            self._more = batch.full or (decoder.broken > 0 and batch.count > 0)
+            if self._more:
+                return
+            if decoder.broken:
+                cause = f"announces a frame of {decoder.broken} bytes: this is not a vdestream"
                 raise ProtocolError(self.name, cause, "connect it to vde_plug, vdexdp or dpipe")
-            elif FRAME_MIN <= len(event) <= FRAME_MAX:
-                batch.append(event)
-            else:
-                self.drops["runt" if len(event) < FRAME_MIN else "too-big"] += 1
-        self._more = True
+            if reads == _READS or not self._feed(batch):
+                return
+            reads += 1
 
     def _feed(self, batch: Batch) -> bool:
         try:
@@ -128,55 +134,95 @@ class ByteStream(Stream):
         self.flush()
         if self._rest:
             return 0
-        taken = start
-        while taken < batch.count:
-            upto, pieces, size = self._records(batch, taken)
-            written = self._write(pieces)
+        vector = self._vector
+        if vector is None or vector.memory is not batch.buffer:
+            vector = self._vector = Vector(batch.buffer, Batch.ROW, header=PREFIX)
+        sizes = batch.lengths[start : batch.count]
+        if self._stock:
+            for index, size in enumerate(sizes):
+                if size % 2:
+                    batch.rows[start + index][size] = 0
+                    sizes[index] = size + 1
+        vector.set_lengths(sizes, start)
+        vector.headers[start * PREFIX : batch.count * PREFIX] = length_prefixes(sizes)
+        taken = 0
+        while taken < len(sizes):
+            count, size = self._portion(sizes, taken)
+            written = self._write(vector, start + taken, count)
             if written == size:
-                taken = upto
+                taken += count
                 continue
             self._full = True
             while written > 0:
-                record = b"".join(pieces[:2])
+                size = sizes[taken]
+                record = length_prefixes((size,)) + batch.rows[start + taken][:size]
                 self._rest = record[written:]
                 written -= len(record)
-                del pieces[:2]
                 taken += 1
             break
-        return taken - start
+        return taken
 
-    def _records(self, batch: Batch, start: int) -> tuple[int, list[bytes | memoryview], int]:
-        """The records that may go in one write: the index behind the last, two pieces for each, and all their bytes."""
-        limit = sys.maxsize
-        if self._pipe and self._stock:
-            filled = fcntl.ioctl(self.sink, termios.FIONREAD, b"\0\0\0\0") != b"\0\0\0\0"
-            limit = select.PIPE_BUF if filled else self._pipe
-        pieces: list[bytes | memoryview] = []
-        total = 0
-        for index in range(start, batch.count):
-            frame: bytes | memoryview = batch[index]
-            if self._stock and len(frame) % 2:
-                frame = b"".join((frame, b"\0"))
-            if pieces and total + 2 + len(frame) > limit:
-                return index, pieces, total
-            total += 2 + len(frame)
-            pieces += (length_prefix(len(frame)), frame)
-        return batch.count, pieces, total
+    def _portion(self, sizes: list[int], first: int) -> tuple[int, int]:
+        """How many records may go in one write from ``first`` on, and their bytes."""
+        total = sum(sizes[first:]) + PREFIX * (len(sizes) - first)
+        if not (self._pipe and self._stock):
+            return len(sizes) - first, total
+        filled = fcntl.ioctl(self.sink, termios.FIONREAD, b"\0\0\0\0") != b"\0\0\0\0"
+        limit = select.PIPE_BUF if filled else self._pipe
+        last = len(sizes)
+        while total > limit and last > first + 1:
+            last -= 1
+            total -= sizes[last] + PREFIX
+        return last - first, total
 
     def flush(self) -> None:
         if self._rest:
-            self._rest = self._rest[self._write([self._rest]) :]
+            try:
+                self._rest = self._rest[os.write(self.sink, self._rest) :]
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                raise self._broken(error) from error
         self._full = False
 
-    def _write(self, pieces: list[bytes | memoryview]) -> int:
-        try:
-            return os.writev(self.sink, pieces)
-        except BlockingIOError:
+    def recv_one(self, row: memoryview) -> int:
+        if not self._heard or self._decoder.pending:
             return 0
-        except (BrokenPipeError, ConnectionError) as error:
-            raise HangUp(f"{self.name} was closed") from error
+        prefix = self._prefix
+        try:
+            count = os.readv(self.source, (prefix, row))
+        except OSError:
+            return 0
+        size = prefix[0] << 8 | prefix[1]
+        if count == PREFIX + size and FRAME_MIN <= size <= FRAME_MAX:
+            return size
+        if count:
+            self._decoder.feed(prefix[:count] + row[: max(count - PREFIX, 0)])
+        return 0
+
+    def send_one(self, frame: memoryview) -> bool:
+        size = len(frame)
+        if self._rest or self._full or (self._stock and (size % 2 or (self._pipe and size + PREFIX > select.PIPE_BUF))):
+            return False
+        prefix = length_prefixes((size,))
+        try:
+            written = os.writev(self.sink, (prefix, frame))
+        except OSError:
+            return False
+        if written < PREFIX + size:
+            self._rest = (prefix + frame)[written:]
+        return True
+
+    def _write(self, vector: Vector, first: int, count: int) -> int:
+        try:
+            return write(self.sink, vector, first, count)
         except OSError as error:
-            raise HostError.from_oserror(self.name, error) from error
+            raise self._broken(error) from error
+
+    def _broken(self, error: OSError) -> Exception:
+        if isinstance(error, ConnectionError):
+            return HangUp(f"{self.name} was closed")
+        return HostError.from_oserror(self.name, error)
 
     def close(self) -> None:
         if not self._open:

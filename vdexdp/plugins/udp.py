@@ -66,6 +66,12 @@ class UdpStream(Stream):
         except OSError as error:
             raise HostError.from_oserror("udp", error) from error
 
+    def recv_one(self, row: memoryview) -> int:
+        return self._reader.recv_one(row)
+
+    def send_one(self, frame: memoryview) -> bool:
+        return self._writer.send_one(frame)
+
     def close(self) -> None:
         self._socket.close()
 

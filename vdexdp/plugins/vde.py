@@ -107,6 +107,12 @@ class VdeStream(Stream):
     def send(self, batch: Batch, start: int = 0) -> int:
         return self._writer.send(batch, start)
 
+    def recv_one(self, row: memoryview) -> int:
+        return self._reader.recv_one(row)
+
+    def send_one(self, frame: memoryview) -> bool:
+        return self._writer.send_one(frame)
+
     def close(self) -> None:
         self._data.close()
         self._control.close()

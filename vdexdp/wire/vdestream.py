@@ -11,6 +11,7 @@ nothing after it can be trusted.  The decoder then answers with the same ``TooLo
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vdexdp.wire.ethernet import Buffer
@@ -18,7 +19,8 @@ from vdexdp.wire.ethernet import Buffer
 LARGEST = 9236
 """Bytes of the longest frame that is accepted: the VDE family's largest frame and two more, as in libvdeplug."""
 
-_LENGTH = struct.Struct("!H")
+PREFIX = 2
+"""Bytes of the length in front of each frame."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,15 @@ class TooLong:
 class Decoder:
     """Bytes in, frames out.
 
-    ``feed`` what was read, then call ``next_event`` until it gives None.  Frames are views of what was fed: valid for
-    as long as they are held.
+    ``feed`` what was read, then call ``next_event`` until it gives None, or ``next_frames`` until it gives none.
+    Frames are views of what was fed: valid for as long as they are held.
     """
 
-    __slots__ = ("_data", "_position", "_view")
+    __slots__ = ("_data", "_position", "_view", "broken")
 
     def __init__(self) -> None:
+        self.broken = 0
+        """The length over LARGEST that the peer has announced: nothing comes after it."""
         self._data = b""
         self._view = memoryview(self._data)
         self._position = 0
@@ -49,33 +53,50 @@ class Decoder:
         self._view = memoryview(self._data)
         self._position = 0
 
+    @property
+    def pending(self) -> int:
+        """Bytes that were fed and are no frame yet."""
+        return len(self._data) - self._position
+
     def next_event(self) -> memoryview | TooLong | None:
         """The next frame, 1 to LARGEST bytes; TooLong where the stream is broken; None until more bytes are fed."""
-        data, position = self._data, self._position
-        while True:
-            start = position + 2
-            if start > len(data):
-                self._position = position
-                return None
-            size = data[position] << 8 | data[position + 1]
-            if size:
+        for frame in self.next_frames(1):
+            return frame
+        return TooLong(self.broken) if self.broken else None
+
+    def next_frames(self, most: int) -> list[memoryview]:
+        """Up to ``most`` frames, 1 to LARGEST bytes each; fewer where more bytes have to be fed, or ``broken``."""
+        data, view, position = self._data, self._view, self._position
+        length = len(data)
+        found: list[memoryview] = []
+        while len(found) < most:
+            start = position + PREFIX
+            if start > length:
                 break
-            position = start
-        end = start + size
-        if size > LARGEST:
-            end = position
-        elif end > len(data):
-            self._position = position
-            return None
-        self._position = end
-        return TooLong(size) if size > LARGEST else self._view[start:end]
+            size = data[position] << 8 | data[position + 1]
+            end = start + size
+            if size > LARGEST:
+                self.broken = size
+                break
+            if end > length:
+                break
+            if size:
+                found.append(view[start:end])
+            position = end
+        self._position = position
+        return found
+
+
+def length_prefixes(sizes: Sequence[int]) -> bytes:
+    """What goes in front of frames of these sizes, one after the other; each is a 16-bit number."""
+    return struct.pack(f"!{len(sizes)}H", *sizes)
 
 
 def length_prefix(size: int) -> bytes:
     """What goes in front of a frame of ``size`` bytes.  Raises ValueError for a size that no reader accepts."""
     if not 0 < size <= LARGEST:
         raise ValueError(f"a vdestream carries frames of 1 to {LARGEST} bytes, not {size}")
-    return _LENGTH.pack(size)
+    return length_prefixes((size,))
 
 
 def encode(frame: Buffer) -> bytes:
