@@ -385,3 +385,23 @@ def test_a_single_frame_that_is_cut_blocks_its_flow_until_the_rest_is_out() -> N
     stream.close()
     for fd in (outlet, sink, nothing, feeder):
         os.close(fd)
+
+
+def test_a_derived_class_with_a_recv_or_send_of_its_own_is_asked() -> None:
+    class Deaf(Wire):
+        def recv(self, batch: Batch) -> None:
+            self.end.recv(FRAME_MAX)
+
+    class Mute(Wire):
+        def send(self, batch: Batch, start: int = 0) -> int:
+            self.drops["mute"] += batch.count - start
+            return batch.count - start
+
+    for kinds in ((Deaf, Wire), (Wire, Mute)):
+        (guest, near), (far, peer) = sockets(), sockets()
+        cable = Cable(kinds[0](near), kinds[1](far))
+        guest.send(bytes(60))
+        cable.step(0.1)
+        assert not select.select([peer], [], [], 0.05)[0]
+        for end in (guest, near, far, peer):
+            end.close()

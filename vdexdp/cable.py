@@ -30,7 +30,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vdexdp.errors import HangUp
-from vdexdp.plugins.base import Batch, Stream
+from vdexdp.plugins.base import DONE, Batch, Stream
 from vdexdp.plugins.pace import Pace
 from vdexdp.signals import received
 
@@ -52,8 +52,7 @@ class Flow:
         self._may_block = type(self.sink).writer is not Stream.writer
         self._has_timer = type(self.source).timeout is not Stream.timeout
         self._has_chores = type(self.source).chores is not Stream.chores
-        recv_one, send_one = type(self.source).recv_one, type(self.sink).send_one
-        self._short = recv_one is not Stream.recv_one and send_one is not Stream.send_one
+        self._short = _defines(self.source, "recv_one", "recv") and _defines(self.sink, "send_one", "send")
         self._row = self._batch.rows[0]
         self._pace = Pace()
         self.settled = False
@@ -93,8 +92,9 @@ class Flow:
             return ending
         row = self._row
         length = self.source.recv_one(row)
-        if not length:
-            return self.read()
+        if length <= 0:
+            self.settled = length == DONE
+            return None if self.settled else self.read()
         if not self.sink.send_one(row[:length]):
             self._batch.lengths[0] = length
             self._batch.count = 1
@@ -135,6 +135,12 @@ class Flow:
     def timed(self) -> bool:
         """Whether ``timeout`` may have something to say."""
         return self._has_timer or self._ended is not None
+
+
+def _defines(stream: Stream, one: str, many: str) -> bool:
+    """Whether a stream has the short way ``one``, and no class derived since has its own ``many`` but not ``one``."""
+    owner = next(kind for kind in type(stream).__mro__ if one in vars(kind) or many in vars(kind))
+    return owner is not Stream and one in vars(owner)
 
 
 @dataclass(frozen=True)

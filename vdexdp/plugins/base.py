@@ -64,6 +64,9 @@ FRAME_MAX = 9216 + 14 + 4
 BATCH = 64
 """Frames handled per wake-up."""
 
+DONE = -1
+"""See ``Stream.recv_one``."""
+
 Buffer = bytes | bytearray | memoryview
 Hook = Literal["auto", "tc", "xdp"]
 
@@ -265,10 +268,11 @@ class Stream(ABC):
         return
 
     def recv_one(self, row: memoryview) -> int:
-        """Read one frame into ``row`` and return its length; 0 where ``recv`` has to be called instead.
+        """Read one frame into ``row`` and return its length; 0 where ``recv`` has to be called instead, DONE where what
+        there was needed nothing of the other end.
 
-        The short way for frames that come singly.  Called only when one of ``readers`` is readable, and only where a
-        class overrides it.
+        The short way for frames that come singly.  Called only when one of ``readers`` is readable, and only where no
+        derived class overrides ``recv`` alone.
         """
         return 0
 

@@ -87,6 +87,10 @@ class CommandStream(ByteStream):
         self.drops["no-peer"] += len(batch) - start
         return len(batch) - start
 
+    # Where these meet the command's end, recv and send are called and say so.
+    recv_one = ByteStream.recv_one
+    send_one = ByteStream.send_one
+
     def flush(self) -> None:
         try:
             super().flush()

@@ -114,6 +114,8 @@ class MacvtapStream(TapStream):
             except OSError as error:
                 raise HangUp(f"{self.name} was deleted") from error
 
+    recv_one = TapStream.recv_one
+
     def close(self) -> None:
         super().close()
         if self._membership is not None:

@@ -24,6 +24,7 @@ from itertools import compress
 from typing import ClassVar, Final
 
 from vdexdp.plugins.base import (
+    DONE,
     FRAME_MAX,
     FRAME_MIN,
     Batch,
@@ -170,16 +171,49 @@ class NetnodeStream(Stream):
         if self._reception.deadline() is not None:
             self._reception.expire()
 
+    def recv_one(self, row: memoryview) -> int:
+        ready = self._ready
+        if not ready:
+            ready.extend(self._watch.ready())
+        port = self._ports.get(ready[0]) if len(ready) == 1 else None
+        if port is None or not port.pace.single(time.monotonic()):
+            return 0
+        ready.clear()
+        try:
+            length = port.data.recv_into(row)
+        except OSError:
+            return DONE  # nothing, or an error that is over with its report; the stream says when a client leaves
+        to = self._deliver(port, row, length)
+        if to is HOST:
+            return length
+        if to is None or to is EVERYBODY:
+            spare = self._emptied_spare()
+            spare.rows[0][:length] = row[:length]
+            spare.lengths[0] = length
+            spare.count = 1
+            kept = self._forward(port, spare, 0, 1, to)
+            if kept is True or (kept and kept[0]):
+                return length
+        return DONE
+
+    def send_one(self, frame: memoryview) -> bool:
+        to = self._deliver(HOST, frame, len(frame))
+        return to is not None and to is not EVERYBODY
+
     def chores(self) -> Sequence[int]:
         # Clients go on talking to each other while the host is too slow for its frames.
         return self.readers() if self.stalled else ()
 
     def do_chores(self) -> None:
+        spare = self._emptied_spare()
+        self.recv(spare)
+        self.drops["full"] += spare.count
+
+    def _emptied_spare(self) -> Batch:
         if self._spare is None:
             self._spare = Batch()
         self._spare.clear()
-        self.recv(self._spare)
-        self.drops["full"] += self._spare.count
+        return self._spare
 
     def send(self, batch: Batch, start: int = 0) -> int:
         count = batch.count - start

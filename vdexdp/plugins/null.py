@@ -18,6 +18,9 @@ class NullStream(Stream):
     def send(self, batch: Batch, start: int = 0) -> int:
         return batch.count - start
 
+    def send_one(self, frame: memoryview) -> bool:
+        return True
+
     def close(self) -> None:
         return
 
