@@ -33,7 +33,8 @@ from vdexdp.control import exception, ports, tunnels
 from vdexdp.control.dataplane import Dataplane
 from vdexdp.control.features import Features
 from vdexdp.control.host import Host
-from vdexdp.control.model import Model, release
+from vdexdp.control.leases import release
+from vdexdp.control.model import Model
 from vdexdp.control.netlink import Netlink
 from vdexdp.control.protocol import Bridge, End, PlugRequest
 from vdexdp.control.tables import Tables
@@ -124,7 +125,7 @@ def test_every_step_that_fails_is_undone(lab: Lab, saboteur: Saboteur, case: str
             saboteur.target, saboteur.count = len(steps) + 1, 0
             asked = PlugRequest(CASES[case], ("one://", "two://"), fd_index=(0 if taps else None, None))
             try:
-                reply = model.plug(asked, taps)
+                _, given = model.plug(asked, taps)
                 break
             except Injected:
                 steps.append(saboteur.hit)
@@ -141,7 +142,7 @@ def test_every_step_that_fails_is_undone(lab: Lab, saboteur: Saboteur, case: str
         least = 2 if case == "cable" else 3
         assert links_held() >= least or not Features().tcx, "it plugs when nothing fails"
         saboteur.target = 0
-        release({name: fd for name, fd in reply.fds.items() if name == "bridge"})
+        release(given)
         model.unplug_all()
         assert len(os.listdir("/proc/self/fd")) == fds
         same(host, before)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vdexdp.control.channel import Body, Channel, Message, Peer
-from vdexdp.control.model import Plug
+from vdexdp.control.plug import Plug
 
 
 @dataclass

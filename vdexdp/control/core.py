@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from vdexdp.control import leases
 from vdexdp.control.channel import Body, Channel
 from vdexdp.control.clients import Client
 from vdexdp.control.dataplane import Dataplane
@@ -24,8 +25,9 @@ from vdexdp.control.guests import Guests
 from vdexdp.control.host import Host
 from vdexdp.control.keeper import Keeper
 from vdexdp.control.log import Log
-from vdexdp.control.model import Model, Notice, Plug
+from vdexdp.control.model import Model
 from vdexdp.control.netlink import Monitor, Netlink
+from vdexdp.control.plug import Notice, Plug
 from vdexdp.control.policy import DEFAULT_FILE
 from vdexdp.control.rundir import RunDir
 from vdexdp.errors import DaemonError, HostError
@@ -157,7 +159,7 @@ class Core:
             if client.guest:
                 self.keeper.renew(self.model, client.plug)
             else:
-                state, held = self.model.lease(client.plug)
+                state, held = leases.make(self.model, client.plug)
                 self._send(client, {"event": "lease", "lease": state, "fds": list(held)}, list(held.values()))
 
     # Helpers: the exception worker and the keeper

@@ -23,8 +23,8 @@ from vdexdp.control.channel import Peer
 from vdexdp.control.descriptors import netns_owner, tap_of
 from vdexdp.control.host import OURS
 from vdexdp.control.log import Log
-from vdexdp.control.model import Plug
 from vdexdp.control.netlink import Netlink, canonical
+from vdexdp.control.plug import Plug
 from vdexdp.control.protocol import Bridge, End, PlugRequest, Visit, netns_inode
 from vdexdp.control.tunnels import find_uplink
 from vdexdp.errors import PrivilegeError, RequestError, VdexdpError

@@ -22,11 +22,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from vdexdp.control import client
+from vdexdp.control import client, leases
 from vdexdp.control.channel import Body, Channel
 from vdexdp.control.forked import fork_off
-from vdexdp.control.model import Model, Plug
+from vdexdp.control.model import Model
 from vdexdp.control.netlink import Netlink
+from vdexdp.control.plug import Plug
 from vdexdp.control.protocol import PlugReply
 from vdexdp.errors import DaemonError, HangUp, HostError, VdexdpError
 
@@ -93,7 +94,7 @@ class Keeper:
 
     def renew(self, model: Model, plug: Plug) -> None:
         """Hold the lease as it is now.  Raises HostError."""
-        self.hold(plug.id, *model.lease(plug))
+        self.hold(plug.id, *leases.make(model, plug))
 
     def said(self) -> bool:
         """Something came: False where that is the keeper's end."""

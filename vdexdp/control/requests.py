@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Final
 
 from vdexdp import __version__
-from vdexdp.control import libbpf, report
+from vdexdp.control import leases, libbpf, report
 from vdexdp.control.channel import Body, Message, take
 from vdexdp.control.clients import Client, Reply
 from vdexdp.control.core import COME_BACK, Core
@@ -22,11 +22,12 @@ from vdexdp.control.dataplane import Dataplane
 from vdexdp.control.guests import COSTS, only_own
 from vdexdp.control.host import Host
 from vdexdp.control.keeper import ALIVE, claimed
-from vdexdp.control.model import Model, Notice, release
+from vdexdp.control.model import Model
 from vdexdp.control.netlink import Event
 from vdexdp.control.nodes import key_of
 from vdexdp.control.observe import Observatory
-from vdexdp.control.protocol import VERSION, PlugRequest, Visit, check_request, netns_inode
+from vdexdp.control.plug import Notice
+from vdexdp.control.protocol import VERSION, PlugReply, PlugRequest, Visit, check_request, netns_inode
 from vdexdp.control.wish import Wish
 from vdexdp.errors import HostError, PrivilegeError, ProtocolError, RequestError, VdexdpError
 from vdexdp.users import user_name
@@ -132,23 +133,22 @@ class Requests(Core):
                 self.log.say(f"user {user_name(client.peer.uid)}: {error}", "warning", client=client.peer.pid)
                 raise
             name, limit = rule.name, rule.addresses
-        reply = model.plug(asked, message.fds, client.peer.uid, name, limit)
-        client.plug = model.plugs[reply.plug]
-        own = [reply.fds["bridge"]] if "bridge" in reply.fds else []
+        client.plug, given = model.plug(asked, message.fds, client.peer.uid, name, limit)
         if client.guest:
             try:
-                reply.lease, end = self.keeper.entrust(model, client.plug)
+                lease, end = self.keeper.entrust(model, client.plug)
             except HostError:
                 self._unplug(client.plug)
                 client.plug = None
-                for fd in own:
-                    os.close(fd)
+                leases.release(given)
                 raise
-            own.append(end)
-            reply.fds = {ALIVE: end} | ({"bridge": own[0]} if len(own) > 1 else {})
+            given = held = {ALIVE: end} | given
+        else:
+            lease, held = leases.make(model, client.plug)
         self._said(f"{' -- '.join(asked.vnls)} plugged", client)
         self._plugs_changed()
-        return Reply(reply.to_json(), list(reply.fds.values()), own)
+        reply = PlugReply(client.plug.id, client.plug.paths, client.plug.notes, lease, held | given)
+        return Reply(reply.to_json(), list(reply.fds.values()), list(given.values()))
 
     def _is_early(self, client: Client, asked: PlugRequest, fds: list[int]) -> bool:
         """Whether somebody visits a node that is about to be: its process is here, and its plug is not yet."""
@@ -230,20 +230,20 @@ class Requests(Core):
         message.fds.clear()
         try:
             self._adopt_maps(fds)
-            client.plug = self._model().resume(lease, fds)
+            client.plug = leases.resume(self._model(), lease, fds)
         finally:
-            release(fds)
+            leases.release(fds)
             self.awaited.subtract([client.peer.pid])
             self.awaited = +self.awaited
             self.wait_until = time.monotonic() + COME_BACK
         self._plugs_changed()
         if self.sweep is None:  # it comes late
-            self._guarded(self._model().remirror)
+            self._guarded(self._model().mirrors.restore)
         host = self._model().host
         self._said(f"taken over; {host.replaced} programs replaced", client, replaced=host.replaced)
         host.replaced = 0
         self._tell(self._model().follow([Event("lost", 0)]))
-        state, held = self._model().lease(client.plug) if client.plug is not None else ({}, {})
+        state, held = leases.make(self._model(), client.plug) if client.plug is not None else ({}, {})
         plug = lease["plug"]["id"] if client.plug is None else client.plug.id
         return Reply({"ok": True, "plug": plug, "lease": state, "fds": list(held)}, list(held.values()))
 
@@ -295,9 +295,9 @@ class Requests(Core):
             return {"mirrors": observatory.mirrored()}
         port = take(body, "port", int)
         if action == "add":
-            self._model().mirror(port, take(body, "target", str))
+            self._model().mirrors.add(port, take(body, "target", str))
         elif action == "remove":
-            self._model().unmirror(port)
+            self._model().mirrors.remove(port)
         else:
             raise ProtocolError("mirror", f'unknown action "{action[:40]}"')
         self._renew_leases(lambda plug: any(one.index == port for one in plug.ports))

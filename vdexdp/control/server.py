@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
+from vdexdp.control import leases
 from vdexdp.control.channel import Channel, Message
 from vdexdp.control.clients import Client, Reply
 from vdexdp.control.core import COME_BACK, LINGER, hung_up
@@ -101,8 +102,8 @@ class Server(Requests):
             ports, switches = self.sweep
             self.sweep = None
             self._tell(self.model.dismiss_orphans())
-            self.model.sweep(ports, switches)
-            self._guarded(self.model.remirror)
+            leases.sweep(self.model, ports, switches)
+            self._guarded(self.model.mirrors.restore)
         if not self.awaited:
             self._serve_waiting()
 
