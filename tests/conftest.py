@@ -13,12 +13,14 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.labkit import TwoHosts
+from tests.legacy import Node, node
 from vdexdp.lab import Lab, marked, sweep_dead
 from vdexdp.lab.lab import PREFIX
 from vdexdp.lab.namespace import CLONE_NEWNET, RUN_NETNS
@@ -104,3 +106,18 @@ def two_hosts(lab: Lab) -> TwoHosts:
     left, right = lab.host("left"), lab.host("right")
     lab.underlay(left, right, mtu=9000)
     return TwoHosts(left, right, lab.guest(left, "g1", 1), lab.guest(right, "g2", 2))
+
+
+@pytest.fixture
+def switch(tmp_path: Path) -> Iterator[Node]:
+    """A ``switch://`` of ours in this process, without clients."""
+    with node(f"switch://{tmp_path}/sw") as made:
+        yield made
+
+
+@pytest.fixture
+def public_path() -> Iterator[Path]:
+    """A directory that other users can reach; pytest's own is closed to them."""
+    with tempfile.TemporaryDirectory(prefix="vdexdp-test-") as path:
+        os.chmod(path, 0o755)
+        yield Path(path)

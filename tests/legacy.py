@@ -168,3 +168,13 @@ def clients(at: Node, count: int) -> Iterator[list[Client]]:
         for client in made:
             with suppress(OSError):
                 client.close()
+
+
+def introduce(members: list[Client], at: Node) -> None:
+    """Let the switch learn mac(i) behind client i, and empty all queues."""
+    for number, member in enumerate(members):
+        member.send(frame(BROADCAST, mac(number)))
+    wait_until(lambda: len(at.heard) >= len(members))
+    for member in members:
+        member.received()
+    at.heard.clear()

@@ -14,7 +14,6 @@ import stat
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,12 +23,11 @@ from pathlib import Path
 import pytest
 
 from tests.legacy import BROADCAST, MAGIC, Client, clients, frame, mac, node
+from tests.unprivileged import NOBODY_UID
 from vdexdp.errors import HangUp, HostError, PrivilegeError, ProtocolError, RequestError, VnlError
 from vdexdp.lab import wait_until
 from vdexdp.plugins import registry, vde
 from vdexdp.plugins.base import Batch, OpenContext, Stream
-
-NOBODY_UID = 65534
 
 
 class FakeSwitch:
@@ -200,14 +198,6 @@ def test_a_switch_of_another_user_may_connect(root: None, public_path: Path) -> 
         assert "connected" in as_nobody(f"vde://{public_path}/sx"), "named in /tmp, as it may not write there"
         assert stat.S_IMODE(switch.found[0].st_mode) == 0o777
         assert switch.requests[0][14:].startswith((b"/var/tmp/vde.", b"/tmp/vde."))
-
-
-@pytest.fixture
-def public_path() -> Iterator[Path]:
-    """A directory that other users can reach; pytest's own is closed to them."""
-    with tempfile.TemporaryDirectory(prefix="vdexdp-test-") as path:
-        os.chmod(path, 0o755)
-        yield Path(path)
 
 
 def as_nobody(vnl: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+NOBODY_UID = 65534
+
 _SCRIPT = """
 mknod -m "$2" "$1/tun" c 10 200 && mount --bind "$1/tun" /dev/net/tun && rm "$1/tun" || exit 99
 cd / && shift 2 && exec "$@"
@@ -18,7 +20,7 @@ def with_tun(directory: Path, mode: str = "666") -> tuple[str, ...]:
 
 def as_nobody(directory: Path, *command: str, tun_mode: str = "666") -> tuple[str, ...]:
     """The command line that does it.  ``directory`` is for a device node, for a moment."""
-    drop = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs")
+    drop = ("setpriv", f"--reuid={NOBODY_UID}", f"--regid={NOBODY_UID}", "--clear-groups", "--no-new-privs")
     return (*with_tun(directory, tun_mode), *drop, *command)
 
 
