@@ -8,11 +8,15 @@ only to colour source code and to read Markdown is left out.
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import shutil
 import sys
 from pathlib import Path
 
 PACKAGES = ("click", "prometheus-client", "pyroute2", "rich")
+
+_INTERPRETER = re.compile(rb"\A#!.*\n")
+"""A first line that names one, which Debian does not have under that name; these are modules."""
 
 
 def main(target: Path) -> None:
@@ -29,6 +33,8 @@ def main(target: Path) -> None:
             place = target.joinpath(*file.parts)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(str(found.locate_file(file)), place)
+            if file.suffix == ".py":
+                place.write_bytes(_INTERPRETER.sub(b"", place.read_bytes()))
 
 
 if __name__ == "__main__":
