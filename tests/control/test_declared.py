@@ -178,6 +178,8 @@ def test_mistakes_are_named_by_file_line_and_key(text: str, line: str, says: str
 
 def test_files_that_can_not_be_trusted_or_read(tmp_path: Path) -> None:
     file = tmp_path / "networks.toml"
+    with pytest.raises(RequestError, match="no such file; write it"):
+        networks.load(file)
     file.write_bytes(b"# \n# \xff\n")
     with pytest.raises(RequestError, match=r"networks.toml:2: not UTF-8"):
         networks.load(file)

@@ -13,7 +13,7 @@ import pytest
 from vdexdp.control.channel import Peer
 from vdexdp.control.netlink import LinkInfo
 from vdexdp.control.policy import Policy, group_network, load
-from vdexdp.errors import HostError, RequestError
+from vdexdp.errors import RequestError
 from vdexdp.plugins.base import Tunnel
 
 ALICE = Peer(1, 70001, 70100, frozenset({70200}))
@@ -159,7 +159,7 @@ def test_mistakes(tmp_path: Path, text: str, said: str) -> None:
 
 def test_whose_file_it_is(tmp_path: Path) -> None:
     file = tmp_path / "policy.toml"
-    with pytest.raises(HostError, match="No such file"):
+    with pytest.raises(RequestError, match="no such file; write it"):
         load(file)
     file.write_text("")
     file.chmod(0o666)

@@ -26,7 +26,7 @@ class TomlFile:
         """``why_private`` says what is wrong with a file that anybody may write; an ``owned`` one has to belong to
         root, or to whoever runs this, and only that user may write it.
 
-        Raises RequestError naming file, line and key; HostError where it can't be read.
+        Raises RequestError where there is none, and naming file, line and key; HostError where it can't be read.
         """
         try:
             with path.open("rb") as file:
@@ -36,9 +36,10 @@ class TomlFile:
         except UnicodeDecodeError as error:
             line = error.object[: error.start].count(b"\n") + 1
             raise RequestError(f"{path}:{line}", "not UTF-8") from error
+        except FileNotFoundError as error:
+            raise RequestError(str(path), "no such file", "write it, or name another") from error
         except OSError as error:
-            hint = "write it, or name another" if isinstance(error, FileNotFoundError) else ""
-            raise HostError.from_oserror(str(path), error, hint) from error
+            raise HostError.from_oserror(str(path), error) from error
         if info.st_mode & stat.S_IWOTH:
             raise RequestError(str(path), f"anybody may write it, and {why_private}", f'"chmod o-w {path}"')
         if owned and info.st_mode & stat.S_IWGRP and info.st_gid != 0:
