@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from tests.frameshapes import DOT1Q, JUMBO, MARK, mac_of
 from tests.labkit import VDEXDP, kernel_version
-from vdexdp.control import libbpf
+from vdexdp.control import bpf_link, bpf_prog
 from vdexdp.control.client import call
 from vdexdp.control.features import Features
 from vdexdp.control.netlink import Netlink
@@ -362,15 +362,15 @@ def tagged(namespace: Namespace, device: str, vid: int) -> Iterator[None]:
             netlink = undo.enter_context(Netlink())
             index = socket.if_nametoindex(device)
         sides: tuple[tuple[str, Literal["ingress", "egress"], int], ...] = (
-            (push, "egress", libbpf.ATTACH_TCX_EGRESS),
-            (pop, "ingress", libbpf.ATTACH_TCX_INGRESS),
+            (push, "egress", bpf_link.ATTACH_TCX_EGRESS),
+            (pop, "ingress", bpf_link.ATTACH_TCX_INGRESS),
         )
         for code, side, point in sides:
-            program = libbpf.prog_load("tc", "tagged", bytes.fromhex(code))
+            program = bpf_prog.load("tc", "tagged", bytes.fromhex(code))
             undo.callback(os.close, program)
             if tcx:
                 with namespace.entered():
-                    undo.callback(os.close, libbpf.link_create(program, index, point))
+                    undo.callback(os.close, bpf_link.create(program, index, point))
             else:
                 undo.callback(netlink.clsact_detach, netlink.clsact_attach(index, side, program, 3))
         yield

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from vdexdp.control import libbpf
+from vdexdp.control import bpf_prog
 from vdexdp.control.features import Features
 from vdexdp.lab import Namespace, wait_until
 from vdexdp.lab.measure import ping
@@ -60,9 +60,9 @@ def _macvtap() -> bool:
 
 
 def _live_frames() -> bool:
-    program = libbpf.prog_load("xdp", "probe", RETURN_1)
+    program = bpf_prog.load("xdp", "probe", RETURN_1)
     try:
-        libbpf.prog_test_run(program, bytes(64), repeat=2, flags=2)
+        bpf_prog.run(program, bytes(64), repeat=2, flags=2)
     except OSError:
         return False
     finally:
@@ -71,9 +71,9 @@ def _live_frames() -> bool:
 
 
 def _xdp_test_context() -> bool:
-    program = libbpf.prog_load("xdp", "probe", RETURN_1)
+    program = bpf_prog.load("xdp", "probe", RETURN_1)
     try:
-        libbpf.prog_test_run(program, bytes(64), struct.pack("=6I", 0, 64, 0, 0, 0, 0))
+        bpf_prog.run(program, bytes(64), struct.pack("=6I", 0, 64, 0, 0, 0, 0))
     except OSError:
         return False
     finally:

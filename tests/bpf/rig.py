@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from tests.labkit import require
-from vdexdp.control import abi, libbpf
+from vdexdp.control import abi, bpf_prog, libbpf
 from vdexdp.control.dataplane import Dataplane
 from vdexdp.wire.vxlan import encode_header
 
@@ -257,7 +257,7 @@ class Rig:
 
     def run(
         self, point: str, port: int, frame: bytes, *, gso_size: int = 0, gso_segs: int = 0, program: int = 0
-    ) -> libbpf.TestRun:
+    ) -> bpf_prog.TestRun:
         """One frame through the program at ``point`` of ``port``'s interface, or through another ``program`` there."""
         if point.endswith("_xdp"):
             require("xdp-test-context")
@@ -268,7 +268,7 @@ class Rig:
             struct.pack_into("=I", skb, 164, gso_segs)
             struct.pack_into("=I", skb, 176, gso_size)
             context = bytes(skb)
-        return libbpf.prog_test_run(program or self.dataplane.program(point), frame, context)
+        return bpf_prog.run(program or self.dataplane.program(point), frame, context)
 
     def sent(self, port: int) -> list[bytes]:
         """Frames that came out of the far end of a port since the last call."""

@@ -42,7 +42,7 @@ from tests.bpf.rig import (
     udp4,
 )
 from tests.bpf.test_port import FRAMES, vlan_of
-from vdexdp.control import bytecode, libbpf
+from vdexdp.control import bpf_prog, bytecode
 from vdexdp.control.dataplane import Link
 from vdexdp.control.host import Host
 from vdexdp.control.netlink import Netlink
@@ -112,7 +112,7 @@ def test_the_verifier_has_room(observatory: Observatory) -> None:
         maps = {**observatory.host.dataplane.maps, **observatory._maps}
         fds = {name: one.fd for name, one in maps.items()}
         for name, image in bytecode.images(n for n in bytecode.PROGRAMS if n.startswith(bytecode.OBSERVED)).items():
-            walked = libbpf.verified_instructions(
+            walked = bpf_prog.verified_instructions(
                 bytecode.PROGRAMS[name].kind,
                 name,
                 bytecode.relocate(image, fds, observatory.host.dataplane.features.substitutes),

@@ -20,7 +20,7 @@ from tests.frameshapes import BROADCAST, JUMBO, LOCAL, differences, filler, shap
 from tests.interop.test_kernel_frozen import frozen
 from tests.kernelkit import NETWORK, End, PacketEnd, bad_checksums, counters, plug, reaches, tagged, tap, transfer, veth
 from tests.labkit import VDEXDP, require
-from vdexdp.control import libbpf
+from vdexdp.control import bpf_link, bpf_prog
 from vdexdp.lab import Lab, Namespace
 from vdexdp.lab.measure import iperf_server
 from vdexdp.plugins.registry import parse
@@ -104,9 +104,9 @@ def behind(lab: Lab, host: Namespace, device: str) -> Iterator[End]:
     target = struct.pack("=I", host.ifindex("look0")).hex()
     with ExitStack() as undo, host.entered():
         code = move.format(1, target) + move.format(2, "0" * 8) + leave
-        program = libbpf.prog_load("tc", "look", bytes.fromhex(code))
+        program = bpf_prog.load("tc", "look", bytes.fromhex(code))
         undo.callback(os.close, program)
-        undo.callback(os.close, libbpf.link_create(program, host.ifindex(device), libbpf.ATTACH_TCX_INGRESS))
+        undo.callback(os.close, bpf_link.create(program, host.ifindex(device), bpf_link.ATTACH_TCX_INGRESS))
         end = PacketEnd(99, "", host, "look1")
         undo.callback(end.close)
         yield end

@@ -16,7 +16,7 @@ import pytest
 from tests.control.rig import PLUGS, call, daemon, plug, tunnel, wire
 from tests.metrics.rig import exporter, get, parse, value
 from vdexdp.control.abi import S
-from vdexdp.control.libbpf import Map
+from vdexdp.control.bpf_map import Map
 from vdexdp.control.sockets import swap16, words
 from vdexdp.lab import Lab
 from vdexdp.lab.measure import cpu_seconds

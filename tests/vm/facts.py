@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 from unittest import mock
 
-from vdexdp.control import libbpf
+from vdexdp.control import bpf_prog
 from vdexdp.control.dataplane import Dataplane
 from vdexdp.control.features import Features
 from vdexdp.control.probe import POINTS
@@ -22,17 +22,17 @@ from vdexdp.errors import VdexdpError
 def programs() -> dict[str, dict[str, Any]]:
     """By name: instructions, and how many the verifier walks, or why it refuses."""
     found: dict[str, dict[str, Any]] = {}
-    load = libbpf.prog_load
+    load = bpf_prog.load
 
     def counted(kind: str, name: str, instructions: bytes, *, prog_flags: int = 0, **others: Any) -> int:
         facts = found[name] = {"instructions": len(instructions) // 8}
         try:
-            facts["verified"] = libbpf.verified_instructions(kind, name, instructions, prog_flags)
+            facts["verified"] = bpf_prog.verified_instructions(kind, name, instructions, prog_flags)
         except VdexdpError as error:
             found[name]["refused"] = error.cause
         return load(kind, name, instructions, prog_flags=prog_flags, **others)
 
-    with mock.patch.object(libbpf, "prog_load", counted):
+    with mock.patch.object(bpf_prog, "load", counted):
         dataplane = Dataplane.create()
         for point in POINTS:
             with suppress(VdexdpError):

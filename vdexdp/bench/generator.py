@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-from vdexdp.control import libbpf
+from vdexdp.control import bpf_link, bpf_map, bpf_prog
 from vdexdp.errors import HostError, KernelFeatureError
 from vdexdp.lab import Namespace
 from vdexdp.plugins.base import BATCH, Batch
@@ -75,7 +75,7 @@ class Sink:
     """
 
     def __init__(self, namespace: Namespace) -> None:
-        self.map = libbpf.Map.create("bench_sink", "PERCPU_ARRAY", ctypes.c_uint32, ctypes.c_uint64, 1)
+        self.map = bpf_map.Map.create("bench_sink", "PERCPU_ARRAY", ctypes.c_uint32, ctypes.c_uint64, 1)
         self.link = -1
         code = (
             (0x61, 0x11, 0, 0),  # r1 = skb->len
@@ -95,10 +95,10 @@ class Sink:
             (0xB7, 0x00, 0, -1),
             (0x95, 0x00, 0, 0),
         )
-        program = libbpf.prog_load("tc", "bench_sink", b"".join(struct.pack("=BBhi", *row) for row in code))
+        program = bpf_prog.load("tc", "bench_sink", b"".join(struct.pack("=BBhi", *row) for row in code))
         try:
             with namespace.entered():
-                self.link = libbpf.link_create(program, socket.if_nametoindex("eth0"), libbpf.ATTACH_TCX_INGRESS)
+                self.link = bpf_link.create(program, socket.if_nametoindex("eth0"), bpf_link.ATTACH_TCX_INGRESS)
         except OSError as error:
             self.map.close()
             raise KernelFeatureError("frame sink", f"tcx: {error.strerror}", "needs Linux 6.6") from None
@@ -116,7 +116,7 @@ class Sink:
 def _redirect_program(ifindex: int) -> int:
     """``return bpf_redirect(ifindex, 0)``, loaded; a descriptor."""
     instructions = ((0xB7, 1, 0, ifindex), (0xB7, 2, 0, 0), (0x85, 0, 0, 23), (0x95, 0, 0, 0))
-    return libbpf.prog_load("xdp", "bench_send", b"".join(struct.pack("=BBhi", *code) for code in instructions))
+    return bpf_prog.load("xdp", "bench_send", b"".join(struct.pack("=BBhi", *code) for code in instructions))
 
 
 def _live(program: int, frame: bytes, count: int) -> float:
@@ -124,7 +124,7 @@ def _live(program: int, frame: bytes, count: int) -> float:
     time in which others had the processor.
     """
     start = time.monotonic()
-    libbpf.prog_test_run(program, frame, repeat=count, flags=LIVE_FRAMES, batch=BATCH)
+    bpf_prog.run(program, frame, repeat=count, flags=LIVE_FRAMES, batch=BATCH)
     return time.monotonic() - start
 
 

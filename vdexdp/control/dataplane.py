@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from vdexdp.control import abi, libbpf
+from vdexdp.control import abi, bpf_link, bpf_map
 from vdexdp.control.features import Features
 from vdexdp.control.programs import Programs, denied
 from vdexdp.control.unlinked import xdp_refused
@@ -62,7 +62,7 @@ class Link:
         """
         try:
             if self.fd >= 0:
-                libbpf.link_update(self.fd, program)
+                bpf_link.update(self.fd, program)
             elif self._undo is not None and self._change is not None:
                 self._change(program)
         except OSError as error:
@@ -73,7 +73,7 @@ class Link:
         """Detach, at once: others may hold the link still, a plug that is about to end or the keeper of one."""
         if self.fd >= 0:
             with suppress(OSError):  # of kernels before 5.9, or the device is gone
-                libbpf.link_detach(self.fd)
+                bpf_link.detach(self.fd)
             os.close(self.fd)
             self.fd = -1
         if self._undo is not None:
@@ -88,13 +88,13 @@ def is_xdp(point: str) -> bool:
 
 def xdp_flags(native: bool) -> int:
     """The mode, as attaching wants it."""
-    return libbpf.XDP_FLAGS_DRV_MODE if native else libbpf.XDP_FLAGS_SKB_MODE
+    return bpf_link.XDP_FLAGS_DRV_MODE if native else bpf_link.XDP_FLAGS_SKB_MODE
 
 
 def _attach_type(point: str) -> int:
     if is_xdp(point):
-        return libbpf.ATTACH_XDP
-    return libbpf.ATTACH_TCX_EGRESS if point.endswith("_egress") else libbpf.ATTACH_TCX_INGRESS
+        return bpf_link.ATTACH_XDP
+    return bpf_link.ATTACH_TCX_EGRESS if point.endswith("_egress") else bpf_link.ATTACH_TCX_INGRESS
 
 
 def _tag(fd: int) -> str:
@@ -113,15 +113,15 @@ _LATER = ("vlans",)
 """Maps that the first versions did not have, nor anything to put into them."""
 
 
-def _create(definition: abi.MapDefinition) -> libbpf.Map:
+def _create(definition: abi.MapDefinition) -> bpf_map.Map:
     one = definition
-    return libbpf.Map.create(one.name, one.kind, one.key, one.value, one.entries, one.flags)
+    return bpf_map.Map.create(one.name, one.kind, one.key, one.value, one.entries, one.flags)
 
 
 class Dataplane:
     """All maps of one daemon, and the programs over them."""
 
-    def __init__(self, maps: dict[str, libbpf.Map]) -> None:
+    def __init__(self, maps: dict[str, bpf_map.Map]) -> None:
         self.maps = maps
         self.features = Features()
         self.programs = Programs(maps, self.features)
@@ -132,7 +132,7 @@ class Dataplane:
     @classmethod
     def create(cls) -> Dataplane:
         """New, empty maps.  Raises PrivilegeError or HostError."""
-        maps: dict[str, libbpf.Map] = {}
+        maps: dict[str, bpf_map.Map] = {}
         try:
             for definition in abi.MAPS.values():
                 maps[definition.name] = _create(definition)
@@ -149,7 +149,7 @@ class Dataplane:
         A map that only counts or can be learnt again, or that is for what an older version did not have, may be missing
         and is made anew.  Raises HostError where the maps are not ours, or of another layout.
         """
-        maps: dict[str, libbpf.Map] = {}
+        maps: dict[str, bpf_map.Map] = {}
         for definition in abi.MAPS.values():
             if definition.name not in map_fds and (definition.kind in _EXPENDABLE or definition.name in _LATER):
                 try:
@@ -158,14 +158,14 @@ class Dataplane:
                     raise denied(error) from error
                 continue
             fd = map_fds.get(definition.name, -1)
-            one = libbpf.Map(fd, definition.key, definition.value, percpu=definition.percpu)
+            one = bpf_map.Map(fd, definition.key, definition.value, percpu=definition.percpu)
             try:
-                info = libbpf.map_info(fd)
+                info = bpf_map.info_of(fd)
             except OSError as error:
                 raise HostError.from_oserror(f"map {definition.name}", error) from error
             found = (info.type, info.key_size, info.value_size, info.max_entries)
             expected = (
-                libbpf.MAP_TYPES[definition.kind],
+                bpf_map.MAP_TYPES[definition.kind],
                 ctypes.sizeof(definition.key),
                 ctypes.sizeof(definition.value),
                 definition.entries,
@@ -202,9 +202,9 @@ class Dataplane:
         if is_xdp(point):
             flags = xdp_flags(xdp_native)
         elif point.startswith("vlan_"):
-            flags = libbpf.TCX_BEFORE  # of an uplink's, too: a tap can be that for what comes out of its port
+            flags = bpf_link.TCX_BEFORE  # of an uplink's, too: a tap can be that for what comes out of its port
         try:
-            return Link(libbpf.link_create(self.program(point), ifindex, _attach_type(point), flags), point, ifindex)
+            return Link(bpf_link.create(self.program(point), ifindex, _attach_type(point), flags), point, ifindex)
         except OSError as error:
             if error.errno == errno.EINVAL and not self.has_links(point):
                 raise KernelFeatureError(f"interface {ifindex}", "this kernel has no links for that") from error
@@ -225,7 +225,7 @@ class Dataplane:
         if _tag(program) == _tag(link_fd):
             return False
         try:
-            libbpf.link_update(link_fd, program)
+            bpf_link.update(link_fd, program)
             return True
         except OSError as error:
             raise HostError.from_oserror(f"link of {point}", error) from error

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, Literal
 
-from vdexdp.control import libbpf
+from vdexdp.control import bpf_link, bpf_map, bpf_prog
 from vdexdp.errors import VdexdpError
 
 REDIRECT, KTIME_NS, REDIRECT_MAP, ADJUST_ROOM = 23, 5, 51, 50
@@ -61,7 +61,7 @@ _RETURN_2: Final = _insn(_MOV, 0, 2) + _insn(_EXIT)
 def loads(kind: Literal["tc", "xdp"], code: bytes, prog_flags: int = 0) -> bool:
     """Whether the kernel takes such a program.  Raises OSError with EPERM where it takes none from us."""
     try:
-        os.close(libbpf.prog_load(kind, "probe", code, prog_flags=prog_flags, log=False))
+        os.close(bpf_prog.load(kind, "probe", code, prog_flags=prog_flags, log=False))
     except OSError as error:
         if error.errno == errno.EPERM:
             raise
@@ -77,9 +77,9 @@ def has_helper(kind: Literal["tc", "xdp"], number: int, arguments: int = 0) -> b
 
 def takes_link(kind: Literal["tc", "xdp"], attach_type: int, ifindex: int, flags: int = 0) -> bool:
     """Whether the kernel knows this type of link: offered to ``ifindex``, it is refused for another reason."""
-    program = libbpf.prog_load(kind, "probe", _RETURN_2, log=False)
+    program = bpf_prog.load(kind, "probe", _RETURN_2, log=False)
     try:
-        os.close(libbpf.link_create(program, ifindex, attach_type, flags))
+        os.close(bpf_link.create(program, ifindex, attach_type, flags))
     except OSError as error:
         if error.errno == errno.EPERM:
             raise
@@ -92,13 +92,13 @@ def takes_link(kind: Literal["tc", "xdp"], attach_type: int, ifindex: int, flags
 def run(kind: Literal["tc", "xdp"], code: bytes) -> int | None:
     """What a program returns for an IPv4 packet, as the kernel's signed int; None where it does not load or run."""
     try:
-        program = libbpf.prog_load(kind, "probe", code, log=False)
+        program = bpf_prog.load(kind, "probe", code, log=False)
     except OSError as error:
         if error.errno == errno.EPERM:
             raise
         return None
     try:
-        return ctypes.c_int32(libbpf.prog_test_run(program, _IPV4).verdict).value
+        return ctypes.c_int32(bpf_prog.run(program, _IPV4).verdict).value
     except OSError:
         return None
     finally:
@@ -113,7 +113,7 @@ def room_flags(delta: int, flags: int) -> bool:
 
 def redirect_map_flags(flags: int) -> bool:
     """Whether bpf_redirect_map takes these flags: with unknown ones it returns XDP_ABORTED."""
-    devices = libbpf.Map.create("probe", "DEVMAP", ctypes.c_uint32, ctypes.c_uint32, 1)
+    devices = bpf_map.Map.create("probe", "DEVMAP", ctypes.c_uint32, ctypes.c_uint32, 1)
     try:
         code = _insn(_LD_IMM64, 1, devices.fd, _MAP) + _insn(0) + _insn(_MOV, 2) + _insn(_MOV, 3, flags)
         return run("xdp", code + _insn(_CALL, immediate=REDIRECT_MAP) + _insn(_EXIT)) == 4  # XDP_REDIRECT
@@ -126,12 +126,12 @@ class Features:
 
     @cached_property
     def tcx(self) -> bool:
-        return takes_link("tc", libbpf.ATTACH_TCX_INGRESS, _NOBODY)
+        return takes_link("tc", bpf_link.ATTACH_TCX_INGRESS, _NOBODY)
 
     @cached_property
     def xdp_link(self) -> bool:
         # An interface that does not exist is EINVAL here; native XDP on the loopback, which no kernel has, is not.
-        return takes_link("xdp", libbpf.ATTACH_XDP, socket.if_nametoindex("lo"), libbpf.XDP_FLAGS_DRV_MODE)
+        return takes_link("xdp", bpf_link.ATTACH_XDP, socket.if_nametoindex("lo"), bpf_link.XDP_FLAGS_DRV_MODE)
 
     @cached_property
     def redirect_peer(self) -> bool:

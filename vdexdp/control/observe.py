@@ -17,10 +17,11 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from vdexdp.control.abi import OBSERVE_MAPS, K, S
+from vdexdp.control.bpf_map import Map, create_ring
 from vdexdp.control.bytecode import OBSERVED
 from vdexdp.control.channel import Body
 from vdexdp.control.host import Host
-from vdexdp.control.libbpf import Map, possible_cpus, ring_create
+from vdexdp.control.libbpf import possible_cpus
 from vdexdp.control.programs import Programs, denied
 from vdexdp.control.wish import Wish
 from vdexdp.errors import HostError, VdexdpError
@@ -65,7 +66,7 @@ class Observatory:
             self._begin()
             undo.callback(self._end_if_alone)
             try:
-                ring = ring_create(_ring_size(wish.buffer))
+                ring = create_ring(_ring_size(wish.buffer))
                 undo.callback(os.close, ring)
                 self._maps["rings"].update(slot, ring)
                 self._maps["observers"].update(slot, observer)
@@ -166,7 +167,7 @@ class Observatory:
             raise HostError("watch", f"programs of an older version go on: {host.refused}", "plug everything again")
         with ExitStack() as undo:
             try:
-                self._spare = ring_create(mmap.PAGESIZE)
+                self._spare = create_ring(mmap.PAGESIZE)
                 for one in OBSERVE_MAPS.values():
                     entries = possible_cpus() if one.name == "rooms" else one.entries
                     self._maps[one.name] = Map.create(

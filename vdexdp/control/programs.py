@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import Final
 
-from vdexdp.control import abi, bytecode, libbpf
+from vdexdp.control import abi, bpf_map, bpf_prog, bytecode
 from vdexdp.control.features import XDP_HAS_FRAGS, Features
 from vdexdp.errors import HostError, PrivilegeError
 
@@ -43,7 +43,7 @@ class Programs:
     ``features`` are the kernel's: programs are loaded without what it lacks.
     """
 
-    def __init__(self, maps: Mapping[str, libbpf.Map], features: Features, prefix: str = "") -> None:
+    def __init__(self, maps: Mapping[str, bpf_map.Map], features: Features, prefix: str = "") -> None:
         self.maps = maps
         self.features = features
         self.prefix = prefix
@@ -68,7 +68,7 @@ class Programs:
 
         def load(name: str) -> int:
             kind, code = bytecode.PROGRAMS[name].kind, bytecode.relocate(images[name], fds, substitutes)
-            return libbpf.prog_load(kind, name, code, prog_flags=frags if kind == "xdp" else 0)
+            return bpf_prog.load(kind, name, code, prog_flags=frags if kind == "xdp" else 0)
 
         loaded: dict[str, int] = {}
         # The verifier walks a hundred thousand instructions of the larger ones, and takes several programs at once.

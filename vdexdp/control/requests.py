@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Final
 
 from vdexdp import __version__
-from vdexdp.control import leases, libbpf, report
+from vdexdp.control import bpf_map, leases, report
 from vdexdp.control.channel import Body, Message, take
 from vdexdp.control.clients import Client, Reply
 from vdexdp.control.core import COME_BACK, Core
@@ -263,8 +263,8 @@ class Requests(Core):
                 self.log.failure(HostError("upgrade", f"the older programs go on: {error}"))
             self.sweep = (ports, switches)
             return
-        ours = libbpf.map_info(self.model.host.dataplane.maps["ports"].fd).id
-        if "ports" not in maps or libbpf.map_info(maps["ports"]).id != ours:
+        ours = bpf_map.info_of(self.model.host.dataplane.maps["ports"].fd).id
+        if "ports" not in maps or bpf_map.info_of(maps["ports"]).id != ours:
             raise HostError("lease", "a newer daemon has made a data plane of its own", "plug again")
 
     # Watching

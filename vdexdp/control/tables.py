@@ -36,7 +36,7 @@ _WORD: Final = ctypes.sizeof(ctypes.c_uint64)
 
 
 class MapLike(Protocol):
-    """What is used of a map (:class:`vdexdp.control.libbpf.Map`)."""
+    """What is used of a map (:class:`vdexdp.control.bpf_map.Map`)."""
 
     fd: int
 

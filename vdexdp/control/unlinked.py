@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from vdexdp.control import libbpf
+from vdexdp.control import bpf_link, bpf_prog
 from vdexdp.errors import HostError, KernelFeatureError
 
 ETH_P_ALL: Final = 3
@@ -179,11 +179,11 @@ def _our_xdp(link: Any) -> int:
     """The flags by which the program of ours on an interface is taken off; 0 where there is none, or another's."""
     xdp = link.get_attr("IFLA_XDP")
     for attribute, flags in (
-        ("IFLA_XDP_DRV_PROG_ID", libbpf.XDP_FLAGS_DRV_MODE),
-        ("IFLA_XDP_SKB_PROG_ID", libbpf.XDP_FLAGS_SKB_MODE),
+        ("IFLA_XDP_DRV_PROG_ID", bpf_link.XDP_FLAGS_DRV_MODE),
+        ("IFLA_XDP_SKB_PROG_ID", bpf_link.XDP_FLAGS_SKB_MODE),
     ):
         try:
-            if xdp is not None and (number := xdp.get_attr(attribute)) and libbpf.prog_name(number) in XDP_NAMES:
+            if xdp is not None and (number := xdp.get_attr(attribute)) and bpf_prog.name_of(number) in XDP_NAMES:
                 return flags
         except OSError:
             continue
