@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -37,7 +36,6 @@ from tests.control.rig import (
 )
 from tests.labkit import VDEXDP, TwoHosts
 from vdexdp.control import client, rundir, scrape
-from vdexdp.control.channel import Channel
 from vdexdp.control.features import Features
 from vdexdp.control.protocol import RUN_DIR, Bridge
 from vdexdp.errors import HangUp, HostError
@@ -349,30 +347,6 @@ def test_an_interface_that_vanishes_ends_its_plug(lab: Lab) -> None:
     assert not host.exists("vdxp0")
 
 
-def test_the_uplink_changes_its_address_and_mac(two_hosts: TwoHosts) -> None:
-    left, right, guest = two_hosts.left, two_hosts.right, two_hosts.left_guest
-    daemon(left)
-    daemon(right)
-    near, far = plug(left, wire("g1"), tunnel()), plug(right, wire("g2"), tunnel())
-    assert ping(guest, "10.0.0.2")
-    left.sysctl("net.ipv4.conf.lan0.promote_secondaries", "1")
-    left.ip("address add 192.0.2.33/24 dev lan0")
-    left.ip("address del 192.0.2.1/24 dev lan0")
-    left.ip("link set lan0 address 02:aa:bb:cc:dd:ee")
-    until(lambda: call(left, "show")["switches"][0]["local"] == "192.0.2.33", "the new address")
-    assert ping(guest, "10.0.0.2", count=5)
-    assert ping(two_hosts.right_guest, "10.0.0.1", count=5)
-    entry = next(one for one in call(right, "fdb")["entries"] if one["mac"] == guest.mac("eth0"))
-    assert entry["endpoint"][0] == "192.0.2.33"
-    for host in (left, right):
-        host.ip("link set lan0 mtu 1400")
-    until(lambda: call(left, "show")["uplinks"][0]["mtu"] == 1400, "the new MTU")
-    assert ping(guest, "10.0.0.2", size=1450), "too long for the uplink now: by the exception path"
-    assert port(call(left, "show"), "vxvde")["counters"]["exceptions"]["mtu"] > 0
-    near.close()
-    far.close()
-
-
 def test_plugs_bring_back_the_daemon_that_they_had_started(two_hosts: TwoHosts) -> None:
     left, guest = two_hosts.left, two_hosts.left_guest
     left.ip("link add lan1 type veth peer name lan2")
@@ -393,108 +367,3 @@ def test_plugs_bring_back_the_daemon_that_they_had_started(two_hosts: TwoHosts) 
         process.stop()
     until(lambda: not os.path.exists(f"/proc/{second}"), "it leaves after the last plug")
     same(left, before)
-
-
-def test_garbage_from_the_network(two_hosts: TwoHosts) -> None:
-    left, right, guest = two_hosts.left, two_hosts.right, two_hosts.left_guest
-    daemon(left)
-    daemon(right)
-    near, far = plug(left, wire("g1"), tunnel()), plug(right, wire("g2"), tunnel())
-    assert ping(guest, "10.0.0.2")
-    network = call(left, "show")["switches"][0]
-    header = bytes.fromhex("0800000000000100")
-    payloads = [b"", b"x", header[:-1], header + b"short", header + bytes(13), header + bytes(9000), os.urandom(60000)]
-    payloads += [bytes.fromhex("0800000000000200") + bytes(60), bytes.fromhex("0c00000000000100") + bytes(60)]
-    with right.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for payload in payloads * 3:
-            for place in ((network["local"], network["udp_port"]), ("234.0.0.1", 14789)):
-                sock.sendto(payload, place)
-    with (
-        left.entered(),
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
-    ):  # from the host itself, past the hooks
-        for payload in payloads * 3:
-            sock.sendto(payload, (network["local"], network["udp_port"]))
-    assert ping(guest, "10.0.0.2")
-    shown = call(left, "show")
-    assert shown["worker"]["running"]
-    assert shown["worker"]["restarts"] == 0
-    assert shown["worker"]["lacs"][str(network["id"])]["drop-foreign"] > 0
-    drops = port(shown, "vxvde")["counters"]["drops"]
-    assert drops["bad_header"] > 0
-    assert drops["runt"] > 0
-    near.close()
-    far.close()
-
-
-def raw(host: Namespace) -> socket.socket:
-    with host.entered():
-        return client.open_channel().sock
-
-
-def test_garbage_and_wrong_versions(lab: Lab) -> None:
-    host = lab.host("host")
-    lab.guest(host, "g1", 1)
-    master = daemon(host)
-    call(host, "hello")  # answered when the programs are loaded
-    descriptors = len(os.listdir(f"/proc/{master.pid}/fd"))
-    answers = []
-    for data in (
-        b"\xff" * 100,
-        b"{}",
-        b"[]",
-        b'{"v":2,"op":"show"}',
-        b'{"v":1,"op":"nonsense"}',
-        b'{"v":1,"op":"plug"}',
-    ):
-        sock = raw(host)
-        sock.settimeout(5)
-        Channel(sock)._send(data, [0, 1, 2])
-        answers.append(Channel(sock).recv())
-        sock.close()
-    for answer in answers:
-        assert answer is not None
-        assert answer.body["ok"] is False
-        assert answer.body["cause"]
-    assert "this daemon speaks 1" in answers[3].body["cause"]  # type: ignore[union-attr]
-    silent = [raw(host) for _ in range(50)]
-    oversized = raw(host)
-    oversized.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-    Channel(oversized)._send(b" " * 100_000, [])
-    reply = Channel(oversized).recv()
-    assert reply is not None
-    assert "longer than" in reply.body["cause"]
-    lease = {"v": 1, "op": "resume", "lease": {"plug": 7}, "fds": ["map:ports"]}
-    Channel(oversized).send(lease, [0])
-    reply = Channel(oversized).recv()
-    assert reply is not None
-    assert reply.body["ok"] is False
-    for sock in (*silent, oversized):
-        sock.close()
-    until(lambda: len(os.listdir(f"/proc/{master.pid}/fd")) <= descriptors + 1, "descriptors to be back")
-    assert call(host, "hello")["pid"] == master.pid
-
-
-def test_a_stock_node_on_the_same_host(two_hosts: TwoHosts) -> None:
-    left, right, guest = two_hosts.left, two_hosts.right, two_hosts.left_guest
-    daemon(left)
-    daemon(right)
-    far = plug(right, wire("g2"), tunnel())
-    near = plug(left, wire("g1"), tunnel())
-    stock = left.spawn("vde_plug", "tap://stock0", "vxvde://234.0.0.1")
-    until(lambda: left.exists("stock0"), "the stock node's tap")
-    left.ip("link set stock0 mtu 1500")
-    lab_guest = "10.0.0.3"
-    left.ip(f"address add {lab_guest}/24 dev stock0")
-    left.ip("link set stock0 up")
-    until(lambda: call(left, "show")["switches"][0]["local_peers"] == 1, "the peer to be seen")
-    assert ping(guest, lab_guest), "with the accelerated node on its own host"
-    assert ping(two_hosts.right_guest, lab_guest), "with a node on another host"
-    assert ping(guest, "10.0.0.2")
-    entries = {one["mac"]: one for one in call(left, "fdb")["entries"]}
-    assert entries[left.mac("stock0")]["local"]
-    stock.stop()
-    until(lambda: call(left, "show")["switches"][0]["local_peers"] == 0, "the peer's leave to be seen")
-    assert ping(guest, "10.0.0.2")
-    near.close()
-    far.close()
