@@ -161,6 +161,22 @@ class Model:
                     uplink.name, f"{what}, of plug {port.plug}, and can't be an uplink", 'name another: "/if=NAME"'
                 )
 
+    # Cables
+
+    def _cable(self, plug: Plug) -> None:
+        plug.switch = self.host.tables.take_switch()
+        self.hold_cable(plug)
+        self.host.tables.write_switch(plug.switch, K["MODE_CABLE"], CABLE_EXPIRY)
+
+    def hold_cable(self, plug: Plug) -> None:
+        """The plug's switch is a cable's, and goes with it."""
+        self.cables.add(plug.switch)
+        plug.undo.callback(self._drop_cable, plug.switch)
+
+    def _drop_cable(self, switch: int) -> None:
+        self.cables.discard(switch)
+        self.host.tables.clear_switch(switch)
+
     # Nodes
 
     def _serve(self, plug: Plug, end: Bridge) -> None:
@@ -217,20 +233,6 @@ class Model:
             if node.lac is None:
                 self.host.tables.clear_switch(node.switch)
         return notices
-
-    def _cable(self, plug: Plug) -> None:
-        plug.switch = self.host.tables.take_switch()
-        self.hold_cable(plug)
-        self.host.tables.write_switch(plug.switch, K["MODE_CABLE"], CABLE_EXPIRY)
-
-    def hold_cable(self, plug: Plug) -> None:
-        """The plug's switch is a cable's, and goes with it."""
-        self.cables.add(plug.switch)
-        plug.undo.callback(self._drop_cable, plug.switch)
-
-    def _drop_cable(self, switch: int) -> None:
-        self.cables.discard(switch)
-        self.host.tables.clear_switch(switch)
 
     # Following the host
 
