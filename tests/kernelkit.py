@@ -259,7 +259,7 @@ def transfer(
     tells what is broken, not what is quick.  Raises HostError where it does not work, or takes longer than ``timeout``
     seconds.
     """
-    size = f"{max(4, round(megabytes / SLOWNESS))}M"
+    size = f"{max(1, round(megabytes / SLOWNESS))}M"
     command = ("iperf3", "-J", "-c", address, "-n", size, "--connect-timeout", "5000", *options)
     end = time.monotonic() + timeout * SLOWNESS
     while True:

@@ -19,8 +19,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from tests.frameshapes import BROADCAST, JUMBO, LOCAL, differences, filler, shapes, tag
 from tests.interop.test_kernel_frozen import frozen
 from tests.kernelkit import NETWORK, End, PacketEnd, bad_checksums, counters, plug, reaches, tagged, tap, transfer, veth
-from tests.labkit import VDEXDP, require
-from vdexdp.control import bpf_link, bpf_prog
+from tests.labkit import VDEXDP
+from vdexdp.control import bpf_prog
+from vdexdp.control.netlink import Netlink
 from vdexdp.lab import Lab, Namespace
 from vdexdp.lab.measure import iperf_server
 from vdexdp.plugins.registry import parse
@@ -106,7 +107,8 @@ def behind(lab: Lab, host: Namespace, device: str) -> Iterator[End]:
         code = move.format(1, target) + move.format(2, "0" * 8) + leave
         program = bpf_prog.load("tc", "look", bytes.fromhex(code))
         undo.callback(os.close, program)
-        undo.callback(os.close, bpf_link.create(program, host.ifindex(device), bpf_link.ATTACH_TCX_INGRESS))
+        netlink = undo.enter_context(Netlink())
+        undo.callback(netlink.clsact_detach, netlink.clsact_attach(host.ifindex(device), "ingress", program))
         end = PacketEnd(99, "", host, "look1")
         undo.callback(end.close)
         yield end
@@ -137,7 +139,6 @@ def test_as_in_userspace(lab: Lab) -> None:
 
 
 def test_the_hosts_own_stack_and_around_a_network(lab: Lab) -> None:
-    require("tcx")  # what the test itself looks with, behind the program of the port
     left, right = lab.host("left"), lab.host("right")
     lab.underlay(left, right, mtu=JUMBO + 200)
     policy = POLICIES[1]
