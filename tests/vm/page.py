@@ -38,8 +38,8 @@ sudo scripts/vm --matrix --again                              # what failed, or 
 KVM is used where it is found to work, else QEMU emulates the processor; labs are then given eight times the time,
 and what only measures speed or weight is left out.
 
-A run that is cut short counts with the files that it finished; what failed is run again, and then the last result counts.
-The column "run" tells.
+A run that is cut short counts with the files that it finished. What failed is run again, and then the last result
+counts; the column "run" tells.
 
 Continuous integration runs the whole suite on its own kernel, and boots one machine whose root is busybox alone, so
 that this machinery stays whole (`tests/test_vm.py`, 9 s). A kernel of the matrix does not fit in there: the suite may
