@@ -141,7 +141,7 @@ class ByteStream(Stream):
         if self._stock:
             for index, size in enumerate(sizes):
                 if size % 2:
-                    batch.rows[start + index][size] = 0
+                    batch.rows[start + index][size] = 0  # behind the frame, where rows have room
                     sizes[index] = size + 1
         vector.set_lengths(sizes, start)
         vector.headers[start * PREFIX : batch.count * PREFIX] = length_prefixes(sizes)
