@@ -38,7 +38,7 @@ TC, XDP = 0.4, 0.15
 LOSS = 0.1
 """Retransmissions per segment: in so short a stream the one window that slow start sends too much is seen."""
 OVERRUN = 0.5
-"""The same where Python carries the frames: its queue overflows whenever others have the processor, 0.01 to 0.28 seen."""
+"""The same where Python carries the frames: its queue overflows when others have the processor (0.01 to 0.28 seen)."""
 VLAN = 5
 
 Guests = dict[str, tuple[Namespace, int]]
