@@ -82,14 +82,22 @@ def load(kind: str, name: str, instructions: bytes, *, prog_flags: int = 0, log:
     if fd >= 0:
         return fd
     text = buffer.value.decode(errors="replace")
-    useful = [line for line in text.splitlines() if line and not line.startswith(("processed ", "verification time"))]
     refusal = KernelFeatureError(
         f"program {name}",
-        f"the kernel's verifier refused it ({os.strerror(-fd)}): " + " / ".join(useful[-2:]),
+        f"the kernel's verifier refused it ({os.strerror(-fd)}): {last_words(text)}",
         '"vdexdp -v daemon" shows all of its log, CONTRIBUTING.md how to read it; --accel off does without',
     )
     refusal.log = text
     raise refusal
+
+
+def last_words(log: str) -> str:
+    """What a verifier's log says of the refusal in its last two lines.
+
+    Since Linux 7.3 an explanation of many lines stands behind them, which begins with "Verification failed".
+    """
+    said = log.partition("\nVerification failed")[0].splitlines()
+    return " / ".join([line for line in said if line and not line.startswith(("processed ", "verification time"))][-2:])
 
 
 def verified_instructions(kind: str, name: str, instructions: bytes, prog_flags: int = 0) -> int:
