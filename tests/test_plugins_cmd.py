@@ -159,12 +159,14 @@ def test_stock_reader_keeps_in_step(tmp_path: Path, size: int) -> None:
     ],
 )
 def test_the_end(script: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    before = children.read_text()
     stream = open_end(f"cmd://sh -c '{script}'")
     assert ending(stream) == message
     told = capfd.readouterr().err
     assert (message in told) == (" ended" in message and "status 0" not in message)
     stream.close()
-    assert not Path(f"/proc/self/task/{os.getpid()}/children").read_text(), "no zombie"
+    assert children.read_text() == before, "no zombie"
 
 
 def test_last_frames_come_before_the_end() -> None:

@@ -46,7 +46,7 @@ b mount -t ext4 -o ro /dev/vdb /root/lib/modules
 b mount -t tmpfs run /root/run
 b cp /guest /root/run/guest
 b mkdir -p /root/boot
-b cp /config /root/boot/config-$(b uname -r)
+b test ! -e /config || b cp /config /root/boot/config-$(b uname -r)
 b umount /proc
 exec /bin/busybox switch_root /root /run/guest
 """
