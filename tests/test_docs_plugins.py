@@ -69,10 +69,8 @@ def test_the_command_of_the_page(installed: dict[str, str]) -> None:
     assert result.stderr.decode().startswith(line.removesuffix("...)"))
     decoder = Decoder()
     decoder.feed(result.stdout)
-    for data in frames:
-        event = decoder.next_event()
-        assert isinstance(event, memoryview)
-        assert bytes(event) == data[6:12] + data[:6] + data[12:]
+    returned = [bytes(view) for view in decoder.next_frames(len(frames))]
+    assert returned == [data[6:12] + data[:6] + data[12:] for data in frames]
 
 
 def test_mistakes_are_told_well(installed: dict[str, str]) -> None:

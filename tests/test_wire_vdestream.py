@@ -15,19 +15,18 @@ from hypothesis import strategies as st
 
 from tests import stock
 from vdexdp.wire import vdestream
-from vdexdp.wire.vdestream import LARGEST, Decoder, TooLong
+from vdexdp.wire.vdestream import LARGEST, Decoder
 
 SIZES = st.one_of(st.integers(1, 300), st.sampled_from([1, 2, 13, 14, 60, 255, 256, 1514, LARGEST - 1, LARGEST]))
 FRAMES = st.lists(SIZES.map(lambda size: bytes((size + i) & 0xFF for i in range(size))), max_size=12)
 quick = settings(deadline=None)
 
 
-def events(decoder: Decoder) -> list[bytes | TooLong]:
-    found: list[bytes | TooLong] = []
-    while (event := decoder.next_event()) is not None:
-        found.append(event if isinstance(event, TooLong) else bytes(event))
-        if isinstance(event, TooLong):
-            break
+def frames_of(decoder: Decoder) -> list[bytes]:
+    """One by one, so that every place to stop at is tried."""
+    found: list[bytes] = []
+    while views := decoder.next_frames(1):
+        found += map(bytes, views)
     return found
 
 
@@ -40,11 +39,12 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 @given(FRAMES, st.lists(st.integers(0, 2**20), max_size=20))
 def test_any_pieces(frames: list[bytes], places: list[int]) -> None:
     decoder = Decoder()
-    got: list[bytes | TooLong] = []
+    got: list[bytes] = []
     for piece in cut(b"".join(map(vdestream.encode, frames)), places):
         decoder.feed(bytearray(piece))
-        got += events(decoder)
+        got += frames_of(decoder)
     assert got == frames
+    assert not decoder.broken
 
 
 @quick
@@ -55,29 +55,30 @@ def test_byte_by_byte(frames: list[bytes]) -> None:
         stream = b"\0\0" + vdestream.encode(frame)
         for index, byte in enumerate(stream):
             decoder.feed(bytes((byte,)))
-            assert events(decoder) == ([frame] if index == len(stream) - 1 else [])
+            assert frames_of(decoder) == ([frame] if index == len(stream) - 1 else [])
 
 
 @quick
 @given(FRAMES, st.integers(0, 200))
-def test_events_may_be_left_for_later(frames: list[bytes], taken: int) -> None:
+def test_frames_may_be_left_for_later(frames: list[bytes], taken: int) -> None:
     """A reader whose batch is full feeds more before it has taken all; views that were given out stay as they are."""
     decoder = Decoder()
     half = len(frames) // 2
     decoder.feed(b"".join(map(vdestream.encode, frames[:half])))
-    early = [decoder.next_event() for _ in range(min(taken, half))]
+    early = decoder.next_frames(min(taken, half))
+    assert len(early) == min(taken, half)
     decoder.feed(b"".join(map(vdestream.encode, frames[half:])))
-    late = events(decoder)
-    assert [bytes(view) for view in early if isinstance(view, memoryview)] + late == frames
+    late = frames_of(decoder)
+    assert [*map(bytes, early), *late] == frames
 
 
 @pytest.mark.parametrize("size", [LARGEST + 1, 65535])
 def test_too_long_is_final(size: int) -> None:
     decoder = Decoder()
     decoder.feed(vdestream.encode(b"good") + size.to_bytes(2, "big"))
-    assert events(decoder) == [b"good", TooLong(size)]
+    assert (frames_of(decoder), decoder.broken) == ([b"good"], size)
     decoder.feed(vdestream.encode(b"lost"))
-    assert events(decoder) == [TooLong(size)]
+    assert (frames_of(decoder), decoder.broken) == ([], size)
 
 
 @pytest.mark.parametrize("size", [0, LARGEST + 1])
@@ -143,7 +144,7 @@ def test_we_read_stock(frames: list[bytes]) -> None:
         for frame in frames:
             assert lib.vdestream_send(stream, frame, ctypes.c_size_t(len(frame))) == 2 + len(frame)
             decoder.feed(os.read(reader, 65536))
-            assert events(decoder) == [frame]
+            assert frames_of(decoder) == [frame]
     finally:
         lib.vdestream_close(stream)
         os.close(reader)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -32,9 +31,8 @@ def main(target: Path) -> None:
                 sys.exit(f"vendor: {name}: is not pure Python: {file}")
             place = target.joinpath(*file.parts)
             place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(str(found.locate_file(file)), place)
-            if file.suffix == ".py":
-                place.write_bytes(_INTERPRETER.sub(b"", place.read_bytes()))
+            content = Path(str(found.locate_file(file))).read_bytes()
+            place.write_bytes(_INTERPRETER.sub(b"", content) if file.suffix == ".py" else content)
 
 
 if __name__ == "__main__":

@@ -67,21 +67,16 @@ def load(kind: str, name: str, instructions: bytes, *, prog_flags: int = 0, log:
     lines in its cause where the kernel refuses the program; the whole log is the exception's ``log``.  Without ``log``
     a refusal, too, is an OSError, and cheap.
     """
-    options = _ProgOptions(sz=ctypes.sizeof(_ProgOptions), attempts=5, prog_flags=prog_flags)
-    image = ctypes.create_string_buffer(instructions, len(instructions))
-    args = (PROG_TYPES[kind], name.encode()[:15], b"GPL", image, len(instructions) // 8)
-    fd: int = library().bpf_prog_load(*args, ctypes.byref(options))
+    fd = _load(kind, name, instructions, prog_flags)
     if fd >= 0:
         return fd
     if -fd == errno.EPERM or not log:
         raise OSError(-fd, os.strerror(-fd))
-    size = 1 << 24
-    buffer = ctypes.create_string_buffer(size)
-    options.log_buf, options.log_size, options.log_level = ctypes.addressof(buffer), size, 1
-    fd = library().bpf_prog_load(*args, ctypes.byref(options))
+    log_text = ctypes.create_string_buffer(1 << 24)
+    fd = _load(kind, name, instructions, prog_flags, log_text, log_level=1)
     if fd >= 0:
         return fd
-    text = buffer.value.decode(errors="replace")
+    text = log_text.value.decode(errors="replace")
     refusal = KernelFeatureError(
         f"program {name}",
         f"the kernel's verifier refused it ({os.strerror(-fd)}): {last_words(text)}",
@@ -89,6 +84,23 @@ def load(kind: str, name: str, instructions: bytes, *, prog_flags: int = 0, log:
     )
     refusal.log = text
     raise refusal
+
+
+def _load(
+    kind: str,
+    name: str,
+    instructions: bytes,
+    prog_flags: int,
+    log: ctypes.Array[ctypes.c_char] | None = None,
+    log_level: int = 0,
+) -> int:
+    """The descriptor of a program, or a negative errno.  ``log`` takes what the verifier says at ``log_level``."""
+    options = _ProgOptions(sz=ctypes.sizeof(_ProgOptions), attempts=5, prog_flags=prog_flags)
+    if log is not None:
+        options.log_buf, options.log_size, options.log_level = ctypes.addressof(log), len(log), log_level
+    image = ctypes.create_string_buffer(instructions, len(instructions))
+    args = (PROG_TYPES[kind], name.encode()[:15], b"GPL", image, len(instructions) // 8, ctypes.byref(options))
+    return int(library().bpf_prog_load(*args))
 
 
 def last_words(log: str) -> str:
@@ -105,18 +117,7 @@ def verified_instructions(kind: str, name: str, instructions: bytes, prog_flags:
     kernel since 5.2 prints.  Raises KernelFeatureError where it takes it not.
     """
     log = ctypes.create_string_buffer(1 << 16)
-    options = _ProgOptions(
-        sz=ctypes.sizeof(_ProgOptions),
-        attempts=5,
-        prog_flags=prog_flags,
-        log_level=4,
-        log_size=len(log),
-        log_buf=ctypes.addressof(log),
-    )
-    image = ctypes.create_string_buffer(instructions, len(instructions))
-    fd: int = library().bpf_prog_load(
-        PROG_TYPES[kind], name.encode()[:15], b"GPL", image, len(instructions) // 8, ctypes.byref(options)
-    )
+    fd = _load(kind, name, instructions, prog_flags, log, log_level=4)
     text = log.value.decode(errors="replace")
     if fd < 0:
         raise KernelFeatureError(f"program {name}", f"{os.strerror(-fd)}: {text[-200:]}")

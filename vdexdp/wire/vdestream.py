@@ -5,14 +5,13 @@ Each frame goes behind its length, 16 bits big-endian; length 0 is skipped; the 
 stream in pieces of any size, down to a lone first length byte, and keeps what is not complete yet.
 
 There is no mark to find the next frame by: a length over LARGEST means that the other side speaks something else, and
-nothing after it can be trusted.  The decoder then answers with the same ``TooLong`` for ever.
+nothing after it can be trusted.  The decoder is ``broken`` then, for ever.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from vdexdp.wire.ethernet import Buffer
 
@@ -23,17 +22,10 @@ PREFIX = 2
 """Bytes of the length in front of each frame."""
 
 
-@dataclass(frozen=True)
-class TooLong:
-    """The peer announced ``size`` bytes: this is no vdestream."""
-
-    size: int
-
-
 class Decoder:
     """Bytes in, frames out.
 
-    ``feed`` what was read, then call ``next_event`` until it gives None, or ``next_frames`` until it gives none.
+    ``feed`` what was read, then call ``next_frames`` until it gives none, and look whether the stream is ``broken``.
     Frames are views of what was fed: valid for as long as they are held.
     """
 
@@ -57,12 +49,6 @@ class Decoder:
     def pending(self) -> int:
         """Bytes that were fed and are no frame yet."""
         return len(self._data) - self._position
-
-    def next_event(self) -> memoryview | TooLong | None:
-        """The next frame, 1 to LARGEST bytes; TooLong where the stream is broken; None until more bytes are fed."""
-        for frame in self.next_frames(1):
-            return frame
-        return TooLong(self.broken) if self.broken else None
 
     def next_frames(self, most: int) -> list[memoryview]:
         """Up to ``most`` frames, 1 to LARGEST bytes each; fewer where more bytes have to be fed, or ``broken``."""
@@ -92,13 +78,9 @@ def length_prefixes(sizes: Sequence[int]) -> bytes:
     return struct.pack(f"!{len(sizes)}H", *sizes)
 
 
-def length_prefix(size: int) -> bytes:
-    """What goes in front of a frame of ``size`` bytes.  Raises ValueError for a size that no reader accepts."""
+def encode(frame: Buffer) -> bytes:
+    """One frame as it goes over the stream.  Raises ValueError for a size that no reader accepts."""
+    size = len(frame)
     if not 0 < size <= LARGEST:
         raise ValueError(f"a vdestream carries frames of 1 to {LARGEST} bytes, not {size}")
-    return length_prefixes((size,))
-
-
-def encode(frame: Buffer) -> bytes:
-    """One frame as it goes over the stream.  Raises ValueError as ``length_prefix``."""
-    return b"".join((length_prefix(len(frame)), frame))
+    return b"".join((length_prefixes((size,)), frame))
