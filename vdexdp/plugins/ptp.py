@@ -53,8 +53,6 @@ PATH_MAX = 107
 SEND_BUFFER = 1 << 20
 """Bytes asked for; the kernel gives at most net.core.wmem_max.  Room for a burst: what does not fit is lost."""
 
-_SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-
 _GONE = FATAL | {errno.ECONNREFUSED, errno.ENOENT, errno.EPERM, errno.EACCES, errno.EPROTOTYPE}
 
 
@@ -136,17 +134,11 @@ class PtpStream(Stream):
         return self._reader.recv_one(row) if self._reader is not None else 0
 
     def send_one(self, frame: memoryview) -> bool:
-        end = self._peer
-        try:
-            if end is not None:
-                end.send(frame, _SEND)
-            elif self._datagram is not None and self._datagram.alive:
-                self._datagram.send(frame)
-            else:
-                return False
-        except OSError:
+        if self._writer is None or not self._has_peer:
             return False
-        return True
+        if self._datagram is not None and self._datagram.target is not None:
+            return self._datagram.send_one(frame)
+        return self._writer.send_one(frame)
 
     def fault(self) -> str:
         return self._fault or ("" if self._has_peer else "no peer yet")

@@ -103,12 +103,13 @@ class DatagramEnd:
             self.target = None
         return code != errno.EPROTOTYPE and self._owns_name()
 
-    def send(self, frame: memoryview) -> None:
-        """Send one frame to the other end.  Raises OSError."""
-        if self.target is None:
-            self.socket.send(frame)
-        else:
+    def send_one(self, frame: memoryview) -> bool:
+        """Send one frame to the name of the other end; tell whether that has worked."""
+        try:
             self.socket.sendto(frame, self._other)
+        except OSError:
+            return False
+        return True
 
     def part(self) -> None:
         """The other end is gone: let another one come."""
