@@ -27,6 +27,18 @@ def test_one_family(root: None, monkeypatch: pytest.MonkeyPatch) -> None:
         assert 0 < metrics["rtt"] < 0.1
 
 
+def test_the_floor_is_no_contestant_for_the_targets(root: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(legacy, "STEADY_SECONDS", 0.3)
+    words = ["legacy", "--runs", "1", "--seconds", "1", "--only", "ptp", "--only", "cmd", "--floor", "-q"]
+    result = CliRunner().invoke(bench, words)
+    assert result.exit_code == 0, result.output
+    rows = [line for line in result.output.splitlines() if "bare loop /" in line]
+    assert len(rows) == 2
+    for row in rows:
+        assert row.count("×") == len(legacy.METRICS)
+    assert "floor" not in " ".join(line for line in result.output.splitlines() if line.startswith(("met", "MISSED")))
+
+
 def test_an_unknown_family() -> None:
     result = CliRunner().invoke(bench, ["legacy", "--only", "tokenring"])
     assert result.exit_code == 2

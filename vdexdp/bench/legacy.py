@@ -8,6 +8,8 @@ family only what is measured differs:
 * lac: a legacy client on a switch that is a node of a vxvde network, and a guest of another host in that network;
 * ptp and cmd: a cable between two plugs, stock's or ours; cmd is a vdestream through pipes.
 
+With ``--floor`` the last two also compete with the shortest Python program for it (``vdexdp.bench.bareloop``).
+
 The processor time is that of the processes that carry the frames, plugs and switches, at one rate for all.  What the
 kernel does for them outside system calls is not in it; for paths that end in the kernel that is most of the work.
 """
@@ -36,6 +38,7 @@ GROUP = "234.0.0.1"
 
 OURS = (sys.executable, "-m", "vdexdp", "vde_plug")
 STOCK = ("vde_plug",)
+BARE = (sys.executable, "-m", "vdexdp.bench.bareloop")
 
 METRICS = (
     Metric("tcp_out", "TCP →", "Mbit/s", 1e-6, 0),
@@ -218,7 +221,30 @@ class CmdOurs(CmdStock):
     plug = OURS
 
 
+class PtpFloor(PtpStock):
+    key = "ptp-floor"
+    title = "ptp, bare loop"
+    how = "a Python loop of poll, readv and write twice"
+    tools = ()
+
+    def join(self, lab: Lab) -> None:
+        names = (f"{self.path}.left", f"{self.path}.right")
+        self.left.spawn(*BARE, "ptp", *names)
+        self.right.spawn(*BARE, "ptp", *reversed(names))
+
+
+class CmdFloor(CmdStock):
+    key = "cmd-floor"
+    title = "cmd, bare loop"
+    how = "such a loop with a vdestream twice"
+    tools = ()
+
+    def join(self, lab: Lab) -> None:
+        self.left.spawn(*BARE, "cmd", "ip", "netns", "exec", self.right.full_name, *BARE, "cmd")
+
+
 KINDS: Sequence[type[Pair]] = (SwitchStock, SwitchOurs, LacStock, LacOurs, PtpStock, PtpOurs, CmdStock, CmdOurs)
+FLOORS: Sequence[type[Pair]] = (PtpFloor, CmdFloor)
 FAMILIES = tuple(dict.fromkeys(kind.family for kind in KINDS))
 
 
@@ -245,10 +271,12 @@ def describe(measured: Mapping[str, float]) -> str:
     )
 
 
-def run(runs: int, seconds: int, families: Sequence[str], say: Progress) -> Report:
+def run(runs: int, seconds: int, families: Sequence[str], say: Progress, *, floor: bool = False) -> Report:
     """Measure ``runs`` rounds with TCP streams of ``seconds``.  Raises HostError where a needed tool is missing."""
     require_tools("ip", "iperf3", "ping")
+    floors = [kind for kind in FLOORS if floor and kind.family in families]
     with tempfile.TemporaryDirectory(prefix="vdexdp-bench-") as place:
-        contestants = [kind(seconds, Path(place, kind.key)) for kind in KINDS if kind.family in families]
-        results = compete(contestants, runs, say, describe)
-    return Report("legacy", ABOUT, runs, METRICS, targets(families), results)
+        kinds = [kind for kind in KINDS if kind.family in families] + floors
+        results = compete([kind(seconds, Path(place, kind.key)) for kind in kinds], runs, say, describe)
+    beside = [(kind.key, f"{kind.family}-stock") for kind in floors]
+    return Report("legacy", ABOUT, runs, METRICS, targets(families), results, beside)

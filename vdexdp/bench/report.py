@@ -56,7 +56,9 @@ class Result:
 
 @dataclass
 class Report:
-    """The outcome of one run.  ``about`` says in sentences what was compared."""
+    """The outcome of one run.  ``about`` says in sentences what was compared; ``beside`` are contestants and the
+    baselines that they are compared with, although they have no targets.
+    """
 
     name: str
     about: str
@@ -64,6 +66,7 @@ class Report:
     metrics: Sequence[Metric]
     targets: Sequence[Target]
     results: Sequence[Result]
+    beside: Sequence[tuple[str, str]] = ()
 
     def result(self, key: str) -> Result:
         return next(result for result in self.results if result.key == key)

@@ -37,10 +37,13 @@ def lac(runs: int, seconds: int, as_json: bool, check: bool, quiet: bool) -> Non
 @click.option("--runs", default=3, show_default=True, type=click.IntRange(1), help="Rounds; the medians count.")
 @click.option("--seconds", default=2, show_default=True, type=click.IntRange(1), help="Length of each TCP stream.")
 @click.option("--only", "families", multiple=True, help="A family of contestants: switch, lac, ptp or cmd; repeatable.")
+@click.option("--floor", is_flag=True, help="Also measure the shortest Python programs that do what ptp and cmd do.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything measured as JSON.")
 @click.option("--check", is_flag=True, help="Exit with status 1 if a target is missed.")
 @click.option("-q", "--quiet", is_flag=True, help="No line on stderr for each measurement.")
-def legacy(runs: int, seconds: int, families: tuple[str, ...], as_json: bool, check: bool, quiet: bool) -> None:
+def legacy(
+    runs: int, seconds: int, families: tuple[str, ...], floor: bool, as_json: bool, check: bool, quiet: bool
+) -> None:
     """What runs in userspace (switch, ptp, cmd, a legacy client in a LAC), each against its stock program."""
     from vdexdp.bench.legacy import FAMILIES, run
 
@@ -48,7 +51,7 @@ def legacy(runs: int, seconds: int, families: tuple[str, ...], as_json: bool, ch
     if unknown:
         raise click.BadParameter(f"{', '.join(sorted(unknown))}; known are {', '.join(FAMILIES)}", param_hint="--only")
     say: Progress = (lambda line: None) if quiet else (lambda line: click.echo(line, err=True))
-    finish(run(runs, seconds, families or FAMILIES, say), as_json, check)
+    finish(run(runs, seconds, families or FAMILIES, say, floor=floor), as_json, check)
 
 
 def finish(report: Report, as_json: bool, check: bool) -> None:
@@ -81,7 +84,8 @@ def show(report: Report) -> None:
             median = result.median(metric.key)
             cells.append("-" if median is None else f"{median * metric.scale:.{metric.digits}f}")
         table.add_row(result.title, *cells)
-    for contestant, baseline in dict.fromkeys((target.contestant, target.baseline) for target in report.targets):
+    pairs = [(target.contestant, target.baseline) for target in report.targets]
+    for contestant, baseline in dict.fromkeys([*pairs, *report.beside]):
         ratios = [report.ratio(metric.key, contestant, baseline) for metric in report.metrics]
         if any(ratios):
             title = f"{report.result(contestant).title} / {report.result(baseline).title}"
