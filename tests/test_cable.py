@@ -20,7 +20,7 @@ import pytest
 
 from vdexdp.cable import Cable, Ending
 from vdexdp.errors import HangUp
-from vdexdp.plugins.base import FRAME_MAX, FRAME_MIN, Batch, Stream
+from vdexdp.plugins.base import FRAME_MAX, FRAME_MIN, Batch, RecvOne, SendOne, Stream
 from vdexdp.plugins.stream import GREETING, ByteStream
 from vdexdp.signals import as_descriptor
 from vdexdp.wire.vdestream import Decoder, encode
@@ -286,7 +286,13 @@ class Wire(Stream):
         except BlockingIOError:
             pass
 
-    def recv_one(self, row: memoryview) -> int:
+    def singles_in(self) -> RecvOne:
+        return self._recv_one
+
+    def singles_out(self) -> SendOne:
+        return self._send_one
+
+    def _recv_one(self, row: memoryview) -> int:
         try:
             size = self.end.recv_into(row)
         except BlockingIOError:
@@ -299,7 +305,7 @@ class Wire(Stream):
             self.end.send(batch[index])
         return batch.count - start
 
-    def send_one(self, frame: memoryview) -> bool:
+    def _send_one(self, frame: memoryview) -> bool:
         return len(frame) < 1000 and self.end.send(frame) > 0
 
     def close(self) -> None:

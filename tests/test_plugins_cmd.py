@@ -7,6 +7,7 @@ vde_plug's standard input, whole records for its cmd://); how a command ends is 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import select
@@ -22,7 +23,7 @@ import pytest
 from tests.labkit import VDEXDP, require_tool
 from tests.streamkit import collect, frame, holdings, offer, open_end, run_until
 from vdexdp.errors import HangUp, PrivilegeError, ProtocolError, RequestError, VnlError
-from vdexdp.plugins import registry
+from vdexdp.plugins import cmd, registry
 from vdexdp.plugins.base import Batch, Stream
 from vdexdp.plugins.stream import GREETING, ByteStream
 from vdexdp.wire.vdestream import encode
@@ -221,6 +222,17 @@ def test_what_can_t_be_run(tmp_path: Path) -> None:
     for vnl in ("cmd://", "cmd://   ", "cmd://sh 'x"):
         with pytest.raises(VnlError):
             registry.parse(vnl)
+
+
+@pytest.mark.parametrize("size", [cmd.PIPE_SIZE, -1])
+def test_pipes_are_large_where_they_may_be(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel refuses a size of -1, as it does any other to a user who has too many pages in pipes."""
+    monkeypatch.setattr(cmd, "PIPE_SIZE", size)
+    stream = open_end("cmd://cat")
+    assert isinstance(stream, ByteStream)
+    sizes = [fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) for fd in (stream.source, stream.sink)]
+    stream.close()
+    assert sizes == [1 << 20, 1 << 20] if size > 0 else max(sizes) < 1 << 20
 
 
 def test_1000_commands() -> None:

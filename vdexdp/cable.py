@@ -18,8 +18,8 @@ delivered what it holds, and costs nothing meanwhile.
 Where frames come singly, the round trip is made of what happens between two calls to poll, in caches that others have
 used since.  So what to poll and what it means is worked out only when an answer of the streams has changed, and the
 ordinary case, one readable descriptor, takes the shortest way: where both streams have one, a single frame goes from
-the source's system call to the sink's, past the batch (``Stream.recv_one``, ``Stream.send_one``), and nothing is
-worked out anew after it.
+the source's system call to the sink's, past the batch (``Stream.singles_in``, ``Stream.singles_out``), and nothing is
+worked out anew until something else happens.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vdexdp.errors import HangUp
-from vdexdp.plugins.base import DONE, Batch, Stream
+from vdexdp.plugins.base import DONE, Batch, RecvOne, SendOne, Stream
 from vdexdp.plugins.pace import Pace
 from vdexdp.signals import received
 
@@ -52,23 +52,26 @@ class Flow:
         self._may_block = type(self.sink).writer is not Stream.writer
         self._has_timer = type(self.source).timeout is not Stream.timeout
         self._has_chores = type(self.source).chores is not Stream.chores
-        self._short = _defines(self.source, "recv_one", "recv") and _defines(self.sink, "send_one", "send")
-        self._row = self._batch.rows[0]
+        self._short = _defines(self.source, "singles_in", "recv") and _defines(self.sink, "singles_out", "send")
         self._pace = Pace()
-        self.settled = False
-        """The last ``input`` has changed nothing in what there is to wait for."""
 
     def state(self) -> _State:
-        """What there is to wait for."""
+        """What there is to wait for, and the short ways there are."""
         source = self.source
         writer = self.sink.writer() if self._may_block else None
         source.stalled = writer is not None
         chores = tuple(source.chores()) if self._has_chores else ()
-        return writer, tuple(source.readers()) if writer is None else (), chores
+        readers = tuple(source.readers()) if writer is None else ()
+        short = (source.singles_in(), self.sink.singles_out()) if self._short and readers else _NO_SHORT_WAY
+        return writer, readers, chores, short
 
     def read(self) -> Ending | None:
-        """Move one batch.  Only for a flow that is not blocked."""
+        """Move one batch, or what the short way has left in it."""
         batch = self._batch
+        if self._may_block and self.sink.writer() is not None:
+            return None
+        if self._start < batch.count:
+            return self._send()
         batch.clear()
         self._start = 0
         if self._ended is not None:
@@ -79,31 +82,33 @@ class Flow:
             if not batch.count:
                 return Ending(self.source, str(end))
             self._ended = end
+        if batch.count:
+            self._pace.found(batch.count)
         return self._send() if batch.count else None
 
-    def input(self) -> Ending | None:
-        """Answer a readable source, the short way if its frames come singly.  Only for a flow that is not blocked."""
-        self.settled = False
-        if not self._short:
-            return self.read()
-        if not self._pace.single(time.monotonic()):
-            ending = self.read()
-            self._pace.found(self._batch.count)
-            return ending
-        row = self._row
-        length = self.source.recv_one(row)
-        if length <= 0:
-            self.settled = length == DONE
-            return None if self.settled else self.read()
-        if not self.sink.send_one(row[:length]):
-            self._batch.lengths[0] = length
-            self._batch.count = 1
-            self._start = 0
-            return self._send()
-        self.frames += 1
-        self.bytes += length
-        self.settled = not self._may_block or self.sink.writer() is None
-        return None
+    def mover(self, recv_one: RecvOne, send_one: SendOne) -> Mover:
+        """The short way from one system call to the other; for a flow that is not blocked, as long as nothing else of
+        it is called.
+        """
+        row, single = self._batch.rows[0], self._pace.single
+        writer = self.sink.writer if self._may_block else None
+
+        def move(now: float) -> bool:
+            if not single(now):
+                return False
+            length = recv_one(row)
+            if length <= 0:
+                return length == DONE
+            if not send_one(row[:length]):
+                self._batch.lengths[0] = length
+                self._batch.count = 1
+                self._start = 0
+                return False
+            self.frames += 1
+            self.bytes += length
+            return writer is None or writer() is None
+
+        return move
 
     def resume(self) -> Ending | None:
         """Go on with a blocked flow, whose descriptor is writable."""
@@ -153,8 +158,11 @@ class Ending:
 
 Watcher = Callable[[], Ending | None]
 
-# Of a flow: its sink's writer, its source's readers and chores.
-_State = tuple[int | None, tuple[int, ...], tuple[int, ...]]
+Mover = Callable[[float], bool]
+"""Moves one frame at a time by time.monotonic(); tells whether that was all."""
+
+# Of a flow: its sink's writer, its source's readers and chores, and the two ends of its short way.
+_State = tuple[int | None, tuple[int, ...], tuple[int, ...], tuple[RecvOne | None, SendOne | None]]
 
 
 @dataclass(frozen=True)
@@ -165,11 +173,12 @@ class _Plan:
     reading: tuple[tuple[Flow, tuple[int, ...]], ...]
     writing: tuple[tuple[Flow, int], ...]
     chores: tuple[tuple[Stream, int], ...]
-    only_read: dict[int, Flow]
-    """Descriptors that mean nothing else than: read this flow."""
+    movers: dict[int, Mover]
+    """Descriptors that mean nothing else than a frame, and a short way for it."""
 
 
-_NOTHING_PLANNED: tuple[_State, _State] = ((-1, (), ()), (-1, (), ()))
+_NO_SHORT_WAY = (None, None)
+_NOTHING_PLANNED: tuple[_State, _State] = ((-1, (), (), _NO_SHORT_WAY),) * 2
 
 
 class Cable:
@@ -187,20 +196,17 @@ class Cable:
         self._polled: dict[int, int] = {}
         self._planned = _NOTHING_PLANNED
         self._plan = _Plan((), (), (), (), {})
-        self._settled = False  # nothing has changed since the plan was made
         self._due: float | None = None  # when a source wants to be read without input, by time.monotonic()
 
     def watch(self, fd: int, callback: Watcher) -> None:
         """Call ``callback`` whenever ``fd`` is readable or hung up.  If it returns an Ending, the cable ends."""
         self._watched[fd] = callback
         self._planned = _NOTHING_PLANNED
-        self._settled = False
 
     def unwatch(self, fd: int) -> None:
         """Forget a watched descriptor; call it before the descriptor is closed."""
         self._watched.pop(fd, None)
         self._planned = _NOTHING_PLANNED
-        self._settled = False
 
     def stop_on(self, signals: int) -> None:
         """End the cable when ``signals``, from ``vdexdp.signals.as_descriptor``, reports one; its name is the cause."""
@@ -219,27 +225,24 @@ class Cable:
                 return ending
 
     def step(self, timeout: float | None = None) -> Ending | None:
-        """Wait once, for at most ``timeout`` seconds, and move what can be moved."""
-        if not self._settled:
-            self._settle()
-        plan = self._plan
-        late = False
-        if self._due is not None:
-            left = self._due - time.monotonic()
-            late = left <= 0.0
-            if timeout is None or left < timeout:
-                timeout = left
-        # Rounded up: a wait that ends a fraction of a millisecond early would be a busy loop.
-        events = self._poll.poll(None if timeout is None else max(0, -int(-timeout * 1000 // 1)))
-        if len(events) == 1 and not late:
+        """Move what can be moved, until there is something else to wait for, or ``timeout`` seconds are over."""
+        self._settle()
+        plan, due, wait, monotonic = self._plan, self._due, self._poll.poll, time.monotonic
+        now = monotonic()
+        end = None if timeout is None else now + timeout
+        alarm = end if due is None or (end is not None and end < due) else due
+        while True:
+            # A millisecond more: a wait that ends a fraction of one early would be a busy loop.
+            events = wait(None if alarm is None else int((alarm - now) * 1000) + 1 if alarm > now else 0)
+            now = monotonic()
+            if len(events) != 1 or (due is not None and now >= due):
+                return self._answer(plan, dict(events))
             fd, what = events[0]
-            flow = plan.only_read.get(fd)
-            if flow is not None and what & ~select.POLLOUT:
-                ending = flow.input()
-                self._settled = flow.settled
-                return ending
-        self._settled = False
-        return self._answer(plan, dict(events))
+            move = plan.movers.get(fd)
+            if move is None or not what & ~select.POLLOUT or not move(now):
+                return self._answer(plan, dict(events))
+            if end is not None and now >= end:
+                return None
 
     def _settle(self) -> None:
         """Find out what there is to wait for, and for how long."""
@@ -281,7 +284,8 @@ class Cable:
         writing: list[tuple[Flow, int]] = []
         chores: list[tuple[Stream, int]] = []
         others = set(wanted)
-        for flow, (writer, readers, tasks) in zip((self.left, self.right), states, strict=True):
+        short: dict[int, Mover] = {}
+        for flow, (writer, readers, tasks, (recv_one, send_one)) in zip((self.left, self.right), states, strict=True):
             for fd in tasks:
                 wanted[fd] = wanted.get(fd, 0) | select.POLLIN
                 chores.append((flow.source, fd))
@@ -294,14 +298,16 @@ class Cable:
             for fd in readers:
                 wanted[fd] = wanted.get(fd, 0) | select.POLLIN
             reading.append((flow, readers))
+            if recv_one is not None and send_one is not None:
+                short.update(dict.fromkeys(readers, flow.mover(recv_one, send_one)))
         for fd in self._polled.keys() - wanted.keys():
             self._poll.unregister(fd)
         for fd, events in wanted.items():
             if self._polled.get(fd) != events:
                 self._poll.register(fd, events)
         self._polled = wanted
-        only_read = {fd: flow for flow, readers in reading for fd in readers if fd not in others}
-        return _Plan(tuple(self._watched.items()), tuple(reading), tuple(writing), tuple(chores), only_read)
+        movers = {fd: move for fd, move in short.items() if fd not in others}
+        return _Plan(tuple(self._watched.items()), tuple(reading), tuple(writing), tuple(chores), movers)
 
     @staticmethod
     def _do_chores(stream: Stream) -> Ending | None:

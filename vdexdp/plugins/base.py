@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -65,7 +65,7 @@ BATCH = 64
 """Frames handled per wake-up."""
 
 DONE = -1
-"""See ``Stream.recv_one``."""
+"""See ``RecvOne``."""
 
 Buffer = bytes | bytearray | memoryview
 Hook = Literal["auto", "tc", "xdp"]
@@ -225,6 +225,15 @@ class Batch:
             yield self.rows[index][: self.lengths[index]]
 
 
+RecvOne = Callable[[memoryview], int]
+"""Reads one frame into a row, when one of ``Stream.readers`` is readable, and returns its length; 0 where ``recv`` has
+to be called instead, DONE where what there was needed nothing of the other end.
+"""
+
+SendOne = Callable[[memoryview], bool]
+"""Takes one frame; False where ``send`` has to be called instead."""
+
+
 class Stream(ABC):
     """A plug end in userspace.  All descriptors are non-blocking; no method waits."""
 
@@ -267,18 +276,16 @@ class Stream(ABC):
         """Push out what ``send`` took but could not write yet.  Called when ``writer`` is writable."""
         return
 
-    def recv_one(self, row: memoryview) -> int:
-        """Read one frame into ``row`` and return its length; 0 where ``recv`` has to be called instead, DONE where what
-        there was needed nothing of the other end.
+    def singles_in(self) -> RecvOne | None:
+        """The short way in for frames that come singly, if there is one just now.
 
-        The short way for frames that come singly.  Called only when one of ``readers`` is readable, and only where no
-        derived class overrides ``recv`` alone.
+        Asked for only where no derived class overrides ``recv`` alone, and again after every other call.
         """
-        return 0
+        return None
 
-    def send_one(self, frame: memoryview) -> bool:
-        """Take one frame the short way; False where ``send`` has to be called instead.  See ``recv_one``."""
-        return False
+    def singles_out(self) -> SendOne | None:
+        """The short way out; see ``singles_in``."""
+        return None
 
     def chores(self) -> Sequence[int]:
         """Descriptors to poll for input all the time, even while ``recv`` is not wanted; readable: call ``do_chores``.

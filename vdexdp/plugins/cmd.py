@@ -15,12 +15,14 @@ a moment to notice, and is then terminated with its group.  Nothing is left behi
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import shlex
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from vdexdp.errors import HangUp, HostError, PrivilegeError, RequestError, VnlError
@@ -35,6 +37,9 @@ PATIENCE = 2.0
 
 AFTER_OUTPUT = 1.0
 """Seconds for a command that has closed its output to end, so that its status can be told."""
+
+PIPE_SIZE = 1 << 20
+"""Bytes of either pipe; the usual 64 kB do not hold a batch of large frames.  No more needs no privilege."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,8 @@ class CommandStream(ByteStream):
         return len(batch) - start
 
     # Where these meet the command's end, recv and send are called and say so.
-    recv_one = ByteStream.recv_one
-    send_one = ByteStream.send_one
+    singles_in = ByteStream.singles_in
+    singles_out = ByteStream.singles_out
 
     def flush(self) -> None:
         try:
@@ -139,6 +144,9 @@ def start(argv: tuple[str, ...], *, session: bool = True) -> tuple[int, int, int
     """
     their_input, sink = os.pipe2(os.O_CLOEXEC)
     source, their_output = os.pipe2(os.O_CLOEXEC)
+    for fd in (sink, source):
+        with suppress(OSError):  # the user's share of pipe pages is used up
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
     try:
         pid = os.posix_spawnp(
             argv[0],

@@ -114,7 +114,7 @@ class MacvtapStream(TapStream):
             except OSError as error:
                 raise HangUp(f"{self.name} was deleted") from error
 
-    recv_one = TapStream.recv_one
+    singles_in = TapStream.singles_in
 
     def close(self) -> None:
         super().close()

@@ -269,7 +269,7 @@ class Reader:
             size = os.readv(self.fd, (row,))
         except OSError:
             return 0
-        return size if size and self._sound(size) else 0
+        return size if FRAME_MIN <= size <= FRAME_MAX or (size and self._sound(size)) else 0
 
     def _sound(self, length: int) -> bool:
         if length > FRAME_MAX:

@@ -34,6 +34,8 @@ from vdexdp.plugins.base import (
     Option,
     Parsed,
     Plugin,
+    RecvOne,
+    SendOne,
     Stream,
 )
 from vdexdp.plugins.forwarding import (
@@ -171,7 +173,13 @@ class NetnodeStream(Stream):
         if self._reception.deadline() is not None:
             self._reception.expire()
 
-    def recv_one(self, row: memoryview) -> int:
+    def singles_in(self) -> RecvOne:
+        return self._recv_one
+
+    def singles_out(self) -> SendOne:
+        return self._send_one
+
+    def _recv_one(self, row: memoryview) -> int:
         ready = self._ready
         if not ready:
             ready.extend(self._watch.ready())
@@ -196,7 +204,7 @@ class NetnodeStream(Stream):
                 return length
         return DONE
 
-    def send_one(self, frame: memoryview) -> bool:
+    def _send_one(self, frame: memoryview) -> bool:
         to = self._deliver(HOST, frame, len(frame))
         return to is not None and to is not EVERYBODY
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from vdexdp.plugins.base import Batch, NoKernelEnd, OpenContext, Parsed, Plugin, Stream
+from vdexdp.plugins.base import Batch, NoKernelEnd, OpenContext, Parsed, Plugin, SendOne, Stream
 
 
 class NullStream(Stream):
@@ -18,8 +18,8 @@ class NullStream(Stream):
     def send(self, batch: Batch, start: int = 0) -> int:
         return batch.count - start
 
-    def send_one(self, frame: memoryview) -> bool:
-        return True
+    def singles_out(self) -> SendOne:
+        return lambda frame: True
 
     def close(self) -> None:
         return

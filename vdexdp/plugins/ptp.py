@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vdexdp.errors import HangUp, HostError, PrivilegeError, RequestError, VnlError
-from vdexdp.plugins.base import Batch, NoKernelEnd, OpenContext, Parsed, Plugin, Stream
+from vdexdp.plugins.base import Batch, NoKernelEnd, OpenContext, Parsed, Plugin, RecvOne, SendOne, Stream
 from vdexdp.plugins.mmsg import FATAL, Reader, Writer
 from vdexdp.plugins.ptpdatagram import LOOK, DatagramEnd, bind, spoken_here
 
@@ -96,7 +96,7 @@ class PtpStream(Stream):
         return None if self._due is None else max(0.0, self._due - time.monotonic())
 
     def recv(self, batch: Batch) -> None:
-        if self._closed or self._receive(batch):
+        if self._closed or (self._receive(batch) and (self._due is None or time.monotonic() < self._due)):
             return
         try:
             self._advance()
@@ -106,7 +106,7 @@ class PtpStream(Stream):
         self._receive(batch)
 
     def _receive(self, batch: Batch) -> bool:
-        """Whether the peer had something.  Only then may everything else wait for the next call."""
+        """Whether the peer had something.  Only then may everything else wait, until it is due."""
         if self._reader is None:
             return False
         try:
@@ -130,15 +130,15 @@ class PtpStream(Stream):
         self.drops["no-peer"] += len(batch) - start
         return len(batch) - start
 
-    def recv_one(self, row: memoryview) -> int:
-        return self._reader.recv_one(row) if self._reader is not None else 0
+    def singles_in(self) -> RecvOne | None:
+        return None if self._reader is None else self._reader.recv_one
 
-    def send_one(self, frame: memoryview) -> bool:
+    def singles_out(self) -> SendOne | None:
         if self._writer is None or not self._has_peer:
-            return False
+            return None
         if self._datagram is not None and self._datagram.target is not None:
-            return self._datagram.send_one(frame)
-        return self._writer.send_one(frame)
+            return self._datagram.send_one
+        return self._writer.send_one
 
     def fault(self) -> str:
         return self._fault or ("" if self._has_peer else "no peer yet")

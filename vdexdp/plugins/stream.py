@@ -33,7 +33,18 @@ import termios
 from dataclasses import dataclass
 
 from vdexdp.errors import HangUp, HostError, ProtocolError, VnlError
-from vdexdp.plugins.base import FRAME_MAX, FRAME_MIN, Batch, NoKernelEnd, OpenContext, Parsed, Plugin, Stream
+from vdexdp.plugins.base import (
+    FRAME_MAX,
+    FRAME_MIN,
+    Batch,
+    NoKernelEnd,
+    OpenContext,
+    Parsed,
+    Plugin,
+    RecvOne,
+    SendOne,
+    Stream,
+)
 from vdexdp.plugins.mmsg import Vector, write
 from vdexdp.wire.vdestream import PREFIX, Decoder, length_prefixes
 
@@ -95,9 +106,10 @@ class ByteStream(Stream):
                     batch.count += 1
                 else:
                     self.drops["runt" if size < FRAME_MIN else "too-big"] += 1
-            self._more = batch.full or (decoder.broken > 0 and batch.count > 0)
-            if self._more:
+            if batch.full or (decoder.broken and batch.count):
+                self._more = decoder.pending > 0
                 return
+            self._more = False
             if decoder.broken:
                 cause = f"announces a frame of {decoder.broken} bytes: this is not a vdestream"
                 raise ProtocolError(self.name, cause, "connect it to vde_plug, vdexdp or dpipe")
@@ -185,7 +197,13 @@ class ByteStream(Stream):
                 raise self._broken(error) from error
         self._full = False
 
-    def recv_one(self, row: memoryview) -> int:
+    def singles_in(self) -> RecvOne:
+        return self._recv_one
+
+    def singles_out(self) -> SendOne:
+        return self._send_one
+
+    def _recv_one(self, row: memoryview) -> int:
         if not self._heard or self._decoder.pending:
             return 0
         prefix = self._prefix
@@ -200,7 +218,7 @@ class ByteStream(Stream):
             self._decoder.feed(prefix[:count] + row[: max(count - PREFIX, 0)])
         return 0
 
-    def send_one(self, frame: memoryview) -> bool:
+    def _send_one(self, frame: memoryview) -> bool:
         size = len(frame)
         if self._rest or self._full or (self._stock and (size % 2 or (self._pipe and size + PREFIX > select.PIPE_BUF))):
             return False

@@ -19,7 +19,18 @@ import struct
 from dataclasses import dataclass
 
 from vdexdp.errors import HangUp, HostError, PrivilegeError, RequestError, VdexdpError, VnlError
-from vdexdp.plugins.base import FRAME_MAX, FRAME_MIN, Batch, Netdev, OpenContext, Parsed, Plugin, Stream
+from vdexdp.plugins.base import (
+    FRAME_MAX,
+    FRAME_MIN,
+    Batch,
+    Netdev,
+    OpenContext,
+    Parsed,
+    Plugin,
+    RecvOne,
+    SendOne,
+    Stream,
+)
 from vdexdp.users import user_name
 
 # linux/if_tun.h
@@ -159,14 +170,20 @@ class TapStream(Stream):
                     raise self._gone(error) from error
         return batch.count - start
 
-    def recv_one(self, row: memoryview) -> int:
+    def singles_in(self) -> RecvOne:
+        return self._recv_one
+
+    def singles_out(self) -> SendOne:
+        return self._send_one
+
+    def _recv_one(self, row: memoryview) -> int:
         try:
             size = os.readv(self.fd, (row,))
         except OSError:
             return 0  # if that was more than nothing to read, recv meets it again
         return size if FRAME_MIN <= size <= FRAME_MAX else self._odd(size)
 
-    def send_one(self, frame: memoryview) -> bool:
+    def _send_one(self, frame: memoryview) -> bool:
         try:
             os.write(self.fd, frame)
         except OSError:

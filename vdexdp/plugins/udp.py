@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vdexdp.errors import HostError, VnlError
-from vdexdp.plugins.base import Batch, NoKernelEnd, OpenContext, Parsed, Plugin, Stream
+from vdexdp.plugins.base import Batch, NoKernelEnd, OpenContext, Parsed, Plugin, RecvOne, SendOne, Stream
 from vdexdp.plugins.mmsg import Reader, Writer
 
 BUFFER = 4 << 20
@@ -66,11 +66,11 @@ class UdpStream(Stream):
         except OSError as error:
             raise HostError.from_oserror("udp", error) from error
 
-    def recv_one(self, row: memoryview) -> int:
-        return self._reader.recv_one(row)
+    def singles_in(self) -> RecvOne:
+        return self._reader.recv_one
 
-    def send_one(self, frame: memoryview) -> bool:
-        return self._writer.send_one(frame)
+    def singles_out(self) -> SendOne:
+        return self._writer.send_one
 
     def close(self) -> None:
         self._socket.close()

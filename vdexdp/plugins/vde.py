@@ -25,7 +25,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vdexdp.errors import HangUp, HostError, PrivilegeError, ProtocolError, RequestError
-from vdexdp.plugins.base import Batch, Member, NoKernelEnd, OpenContext, Option, Parsed, Plugin, Stream
+from vdexdp.plugins.base import (
+    Batch,
+    Member,
+    NoKernelEnd,
+    OpenContext,
+    Option,
+    Parsed,
+    Plugin,
+    RecvOne,
+    SendOne,
+    Stream,
+)
 from vdexdp.plugins.mmsg import Reader, Writer
 from vdexdp.plugins.sockdir import CONTROL, SUN_PATH_MAX, chosen_group, optional_mode, sweep, unlink
 from vdexdp.users import user_name
@@ -107,11 +118,11 @@ class VdeStream(Stream):
     def send(self, batch: Batch, start: int = 0) -> int:
         return self._writer.send(batch, start)
 
-    def recv_one(self, row: memoryview) -> int:
-        return self._reader.recv_one(row)
+    def singles_in(self) -> RecvOne:
+        return self._reader.recv_one
 
-    def send_one(self, frame: memoryview) -> bool:
-        return self._writer.send_one(frame)
+    def singles_out(self) -> SendOne:
+        return self._writer.send_one
 
     def close(self) -> None:
         self._data.close()
