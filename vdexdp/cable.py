@@ -173,8 +173,8 @@ class _Plan:
     reading: tuple[tuple[Flow, tuple[int, ...]], ...]
     writing: tuple[tuple[Flow, int], ...]
     chores: tuple[tuple[Stream, int], ...]
-    movers: dict[int, Mover]
-    """Descriptors that mean nothing else than a frame, and a short way for it."""
+    only_read: dict[int, tuple[Flow, Mover | None]]
+    """Descriptors that mean nothing else than: read this flow; and a short way to do it."""
 
 
 _NO_SHORT_WAY = (None, None)
@@ -238,9 +238,12 @@ class Cable:
             if len(events) != 1 or (due is not None and now >= due):
                 return self._answer(plan, dict(events))
             fd, what = events[0]
-            move = plan.movers.get(fd)
-            if move is None or not what & ~select.POLLOUT or not move(now):
+            found = plan.only_read.get(fd)
+            if found is None or not what & ~select.POLLOUT:
                 return self._answer(plan, dict(events))
+            flow, move = found
+            if move is None or not move(now):
+                return flow.read()
             if end is not None and now >= end:
                 return None
 
@@ -284,7 +287,7 @@ class Cable:
         writing: list[tuple[Flow, int]] = []
         chores: list[tuple[Stream, int]] = []
         others = set(wanted)
-        short: dict[int, Mover] = {}
+        sole: dict[int, tuple[Flow, Mover | None]] = {}
         for flow, (writer, readers, tasks, (recv_one, send_one)) in zip((self.left, self.right), states, strict=True):
             for fd in tasks:
                 wanted[fd] = wanted.get(fd, 0) | select.POLLIN
@@ -298,16 +301,16 @@ class Cable:
             for fd in readers:
                 wanted[fd] = wanted.get(fd, 0) | select.POLLIN
             reading.append((flow, readers))
-            if recv_one is not None and send_one is not None:
-                short.update(dict.fromkeys(readers, flow.mover(recv_one, send_one)))
+            mover = flow.mover(recv_one, send_one) if recv_one is not None and send_one is not None else None
+            sole.update(dict.fromkeys(readers, (flow, mover)))
         for fd in self._polled.keys() - wanted.keys():
             self._poll.unregister(fd)
         for fd, events in wanted.items():
             if self._polled.get(fd) != events:
                 self._poll.register(fd, events)
         self._polled = wanted
-        movers = {fd: move for fd, move in short.items() if fd not in others}
-        return _Plan(tuple(self._watched.items()), tuple(reading), tuple(writing), tuple(chores), movers)
+        only_read = {fd: found for fd, found in sole.items() if fd not in others}
+        return _Plan(tuple(self._watched.items()), tuple(reading), tuple(writing), tuple(chores), only_read)
 
     @staticmethod
     def _do_chores(stream: Stream) -> Ending | None:
