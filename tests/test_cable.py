@@ -21,6 +21,7 @@ import pytest
 from vdexdp.cable import Cable, Ending
 from vdexdp.errors import HangUp
 from vdexdp.plugins.base import FRAME_MAX, FRAME_MIN, Batch, RecvOne, SendOne, Stream
+from vdexdp.plugins.null import NullStream
 from vdexdp.plugins.stream import GREETING, ByteStream
 from vdexdp.signals import as_descriptor
 from vdexdp.wire.vdestream import Decoder, encode
@@ -411,3 +412,19 @@ def test_a_derived_class_with_a_recv_or_send_of_its_own_is_asked() -> None:
         assert not select.select([peer], [], [], 0.05)[0]
         for end in (guest, near, far, peer):
             end.close()
+
+
+def test_what_to_wait_for_is_worked_out_once() -> None:
+    (guest, near), (far, peer) = sockets(), sockets()
+    for sink in (Wire(far), NullStream()):
+        cable = Cable(Wire(near), sink)
+        plans = []
+        for count in (1, 1, 20, 20):
+            for _ in range(count):
+                guest.send(bytes(60))
+            cable.step(0.05)
+            plans.append(cable._plan)
+        assert cable.left.frames == 42
+        assert all(plan is plans[0] for plan in plans)
+    for end in (guest, near, far, peer):
+        end.close()

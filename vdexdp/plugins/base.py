@@ -279,7 +279,8 @@ class Stream(ABC):
     def singles_in(self) -> RecvOne | None:
         """The short way in for frames that come singly, if there is one just now.
 
-        Asked for only where no derived class overrides ``recv`` alone, and again after every other call.
+        Asked for only where no derived class overrides ``recv`` alone, and again after every other call; the same
+        function (by ==) means that nothing has changed.
         """
         return None
 
