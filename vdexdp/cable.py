@@ -196,7 +196,6 @@ class Cable:
         self._polled: dict[int, int] = {}
         self._planned = _NOTHING_PLANNED
         self._plan = _Plan((), (), (), (), {})
-        self._due: float | None = None  # when a source wants to be read without input, by time.monotonic()
 
     def watch(self, fd: int, callback: Watcher) -> None:
         """Call ``callback`` whenever ``fd`` is readable or hung up.  If it returns an Ending, the cable ends."""
@@ -226,8 +225,8 @@ class Cable:
 
     def step(self, timeout: float | None = None) -> Ending | None:
         """Move what can be moved, until there is something else to wait for, or ``timeout`` seconds are over."""
-        self._settle()
-        plan, due, wait, monotonic = self._plan, self._due, self._poll.poll, time.monotonic
+        due = self._settle()
+        plan, wait, monotonic = self._plan, self._poll.poll, time.monotonic
         now = monotonic()
         end = None if timeout is None else now + timeout
         alarm = end if due is None or (end is not None and end < due) else due
@@ -247,19 +246,20 @@ class Cable:
             if end is not None and now >= end:
                 return None
 
-    def _settle(self) -> None:
-        """Find out what there is to wait for, and for how long."""
+    def _settle(self) -> float | None:
+        """Find out what there is to wait for; return when a source wants to be read anyway, by time.monotonic()."""
         left, right = self.left.state(), self.right.state()
         if left != self._planned[0] or right != self._planned[1]:
             self._plan = self._make_plan(left, right)
             self._planned = (left, right)
-        self._due = None
+        due: float | None = None
         for flow, _ in self._plan.reading:
             if flow.timed():
                 limit = flow.timeout()
                 if limit is not None:
-                    due = time.monotonic() + limit
-                    self._due = due if self._due is None else min(due, self._due)
+                    then = time.monotonic() + limit
+                    due = then if due is None else min(then, due)
+        return due
 
     def _answer(self, plan: _Plan, ready: dict[int, int]) -> Ending | None:
         ending = None

@@ -264,12 +264,16 @@ class Reader:
         return count
 
     def recv_one(self, row: memoryview) -> int:
-        """One datagram into ``row``, without header and name; 0 where ``recv`` has to be called, see Stream."""
+        """One datagram into ``row``, without header and name; a ``RecvOne``."""
         try:
             size = os.readv(self.fd, (row,))
         except OSError:
             return 0
-        return size if FRAME_MIN <= size <= FRAME_MAX or (size and self._sound(size)) else 0
+        if FRAME_MIN <= size <= FRAME_MAX:
+            return size
+        if size:
+            self._sound(size)  # counts it
+        return 0
 
     def _sound(self, length: int) -> bool:
         if length > FRAME_MAX:
@@ -294,7 +298,7 @@ class Writer:
         self._vector: Vector = _NO_VECTOR
 
     def send_one(self, frame: memoryview) -> bool:
-        """One datagram, without header and name; False where ``send`` has to be called, see Stream."""
+        """One datagram, without header and name; a ``SendOne``."""
         try:
             os.write(self.fd, frame)
         except OSError:
