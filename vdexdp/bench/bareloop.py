@@ -19,7 +19,6 @@ import time
 from contextlib import suppress
 
 from vdexdp.plugins.tap import open_tap
-from vdexdp.wire.vdestream import Decoder, length_prefixes
 
 _ROW = 2048  # more than a frame here, and with its length less than PIPE_BUF: a pipe takes it whole or not at all
 
@@ -45,21 +44,31 @@ def records(tap: int, source: int, sink: int) -> None:
     """Between the tap and a vdestream; returns at its end."""
     os.set_blocking(source, False)
     os.set_blocking(sink, False)
-    poll, row, decoder = _poll(tap, source), memoryview(bytearray(_ROW)), Decoder()
+    poll, row, rest = _poll(tap, source), memoryview(bytearray(_ROW)), b""
     rows = (row,)
     while True:
         for fd, _ in poll.poll():
             with suppress(OSError):
                 if fd == tap:
                     size = os.readv(tap, rows)
-                    os.writev(sink, (length_prefixes((size,)), row[:size]))
+                    os.writev(sink, (size.to_bytes(2, "big"), row[:size]))
                     continue
                 heard = os.read(source, 1 << 16)
                 if not heard:
                     return
-                decoder.feed(heard)
-                for frame in decoder.next_frames(len(heard)):
-                    os.write(tap, frame)
+                rest = write_frames(tap, rest + heard)
+
+
+def write_frames(tap: int, data: bytes) -> bytes:
+    """The frames of a vdestream to the tap; what is left of it."""
+    start, view = 0, memoryview(data)
+    while start + 2 <= len(data):
+        end = start + 2 + (data[start] << 8 | data[start + 1])
+        if end > len(data):
+            break
+        os.write(tap, view[start + 2 : end])
+        start = end
+    return data[start:]
 
 
 def _poll(*descriptors: int) -> select.poll:
